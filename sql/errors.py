@@ -1,6 +1,8 @@
 """Classes of errors of the database, by what a write does after them."""
 
 import re
+from functools import cache
+from pathlib import Path
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -25,6 +27,33 @@ TRANSIENT = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     PoolTimeout,
 )
+#: A function that was running when an error came, in a line of its context.
+_FUNCTION = re.compile(r'^(?:PL/\w+|SQL) function "?(?:(\w+)\.)?(\w+).*', re.MULTILINE)
+#: A function that one of our migrations makes.
+_OURS = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION callboard\.(\w+)")
+
+
+class UserFunctionFailed(psycopg.DataError):
+    """A function of the user's failed that a statement of ours has run, as by a trigger on one of our tables."""
+
+
+def of_users(error: psycopg.Error) -> psycopg.Error:
+    """Return an error of a trigger of the user's, which may be of any class, as UserFunctionFailed, which says where;
+    any other error as it is: what may pass is tried again, and what the data is to blame for says so.
+    """
+    if isinstance(error, (*TRANSIENT, *DATA_ERRORS)):
+        return error
+    for found in _FUNCTION.finditer(error.diag.context or ""):
+        if found[1] != "callboard" and found[2] not in _our_functions():
+            return UserFunctionFailed(f"{error.diag.message_primary}; in {found[0]}")
+    return error
+
+
+@cache
+def _our_functions() -> set[str]:
+    """The names of our functions: one has no schema in a context if that is in the search path."""
+    migrations = (Path(__file__).parent / "migrations").glob("*.sql")
+    return {"inline_code_block", *(name for path in migrations for name in _OURS.findall(path.read_text("utf-8")))}
 
 
 def is_misconfigured(error: BaseException) -> bool:

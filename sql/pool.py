@@ -18,7 +18,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from callboard.sql import settings
-from callboard.sql.errors import is_misconfigured
+from callboard.sql.errors import is_misconfigured, of_users
 from callboard.sql.json_values import parse_json
 from callboard.sql.settings import NotConfigured
 
@@ -32,8 +32,12 @@ RECONNECT_SECONDS = 3.0
 
 
 #: Begins a transaction. The server ends it when its client sends nothing for five seconds: a client that is frozen
-#: or unplugged must not hold its locks for longer. LOCAL, since a pooler gives the connection to others afterwards.
-_BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
+#: or unplugged must not hold its locks for longer. Nor does it wait for longer for a lock of somebody else's: a
+#: heartbeat or a page would wait with it. LOCAL, since a pooler gives the connection to others afterwards.
+_BEGIN: LiteralString = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s';"
+    " SET LOCAL lock_timeout = '5s'"
+)
 _BOUND_LOCKS: LiteralString = "; SET LOCAL lock_timeout = %d"
 #: Begins a transaction that only reads. The server stops its statements after five seconds: a few slow reads must not
 #: hold up all others. It keeps the plans of prepared statements: to plan a list anew costs as much as to read it, and
@@ -60,6 +64,7 @@ _ASK_SESSION: LiteralString = """
 #: `_ASK_SESSION` gives.
 _RESTORE_SESSION = (
     "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; %s; SET LOCAL idle_in_transaction_session_timeout = '5s';"
+    " SET LOCAL lock_timeout = '5s';"
     " CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
 )
 
@@ -69,7 +74,8 @@ class PlainConnection(Connection[tuple[Any, ...]]):
 
     Where another isolation level is the default, a single statement runs in a transaction of its own, which sets it: a
     setting of the session would be lost behind a pooler, or reach others. An error's text has no DETAIL: that holds
-    rows, and goes into logs.
+    rows, and goes into logs. An error of a trigger of the user's is a `UserFunctionFailed`, unless its class says what
+    to do.
     """
 
     #: When (monotonic) and why the last try to connect failed, by the database's address.
@@ -104,7 +110,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
             return super().execute(query, params, **options)
         except psycopg.Error as error:
             drop_detail(error)
-            raise
+            raise of_users(error)  # noqa: B904 — the same error, or what it says of a function of the user's
 
     def commit(self) -> None:
         """See `psycopg.Connection`."""
@@ -112,7 +118,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
             super().commit()
         except psycopg.Error as error:
             drop_detail(error)
-            raise
+            raise of_users(error) from None
 
 
 def _begins(query: Any) -> bool:
@@ -250,8 +256,8 @@ def _is_of_others(record: logging.LogRecord) -> bool:
 @contextmanager
 def transaction(conn: Conn, lock_wait: float | None = None) -> Iterator[None]:
     """Run a block in a transaction, or in a savepoint of the open one; `psycopg.Rollback` ends it without an error.
-    `lock_wait`: seconds that a statement of it waits for a lock, before psycopg.errors.LockNotAvailable (None: as the
-    database, or the open transaction, has it).
+    `lock_wait`: seconds that a statement of it waits for a lock, before psycopg.errors.LockNotAvailable (None: five, or
+    as the open transaction has it).
 
     The server ends the session when the client sends nothing for five seconds; the next statement then raises
     psycopg.errors.IdleInTransactionSessionTimeout, or OperationalError through a pooler.

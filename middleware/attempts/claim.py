@@ -2,6 +2,8 @@
 
 import logging
 
+from psycopg.errors import LockNotAvailable
+
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.message.attempt import Attempt
 from callboard.sql import timings
@@ -20,12 +22,19 @@ class MovedBack(RuntimeError):
     """The item failed for good, and somebody has moved its message from the dead letters back to the queue."""
 
 
+class ItemLocked(RuntimeError):
+    """Another transaction holds the item: no thread waits for its end."""
+
+
 def claim(conn: Conn, attempt: Attempt, worker: int, *, alone: bool = False) -> Claim | None:
     """Claim an attempt's item for `worker`, which must not run it yet; return None when the attempt must not run: the
     item is final, has a newer attempt, or another worker holds it. An item that is to run alone is claimed only if it
-    does (`alone`): see `Claim.isolate`. Raises AlreadyFailed, MovedBack, psycopg.Error.
+    does (`alone`): see `Claim.isolate`. Raises ItemLocked, AlreadyFailed, MovedBack, psycopg.Error.
     """
-    found = claims.claim_item(conn, *attempt.key, attempt.number, worker, alone=alone)
+    try:
+        found = claims.claim_item(conn, *attempt.key, attempt.number, worker, alone=alone)
+    except LockNotAvailable as error:
+        raise ItemLocked from error
     was_dead = any(delivery.was_dead for delivery in attempt.deliveries)
     if found is None:
         log.warning("a message carries item %d/%d, which the database doesn't have; it is dropped", *attempt.key)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from dramatiq.broker import MessageProxy
 
-from callboard.middleware.attempts.claim import AlreadyFailed, MovedBack, claim
+from callboard.middleware.attempts.claim import AlreadyFailed, ItemLocked, MovedBack, claim
 from callboard.middleware.attempts.durations import Durations
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
@@ -117,7 +117,9 @@ class InFlight:
             return attempt if self._begin(attempt, suspect=suspect) else None
         except MovedBack:
             self._park(attempt, self._moved_back)
-            return None
+        except ItemLocked:
+            self._park(attempt, self._parking)
+        return None
 
     def _adopt(self, message: MessageProxy, *, redelivered: bool) -> tuple[Stamp, bool]:
         """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping.
@@ -187,7 +189,7 @@ class InFlight:
 
     def _begin(self, attempt: Attempt, *, suspect: bool) -> bool:
         """Wait for the item's turn, claim the item if the message is suspect, and begin; return False when the attempt
-        must not run. Raises Stopping, AlreadyFailed, MovedBack, DATA_ERRORS.
+        must not run. Raises Stopping, AlreadyFailed, MovedBack, ItemLocked, DATA_ERRORS.
         """
         begun, control = False, None
         try:
@@ -361,8 +363,9 @@ class InFlight:
         return self.busy_threads() < self._process.threads
 
     def held_up(self, acks: Acks) -> int:
-        """Return how many deliveries of a connection belong to attempts whose outcome waits for a lock."""
-        return sum(d.acks is acks for a in self.attempts() if a.put_off for d in a.deliveries)
+        """Return how many deliveries of a connection belong to attempts whose outcome, or parking, waits for a lock."""
+        put_off = [a for a in self.attempts() if a.put_off] + self._parking.put_off
+        return sum(delivery.acks is acks for attempt in put_off for delivery in attempt.deliveries)
 
     def expects_more(self, ended: int) -> bool:
         """Return whether the process holds more messages than the `ended` ones, so a flush waits for them."""

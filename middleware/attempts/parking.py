@@ -5,11 +5,14 @@ somebody has moved back to their queue become another attempt at their items.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import TypeAlias
+
+from psycopg.errors import LockNotAvailable
 
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.delivery import release
@@ -17,6 +20,7 @@ from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.sql.pool import Conn
+from callboard.sql.writes.outcomes import locked_jobs
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection, retry
 
@@ -25,6 +29,8 @@ _log_outage = OutageLog(log, "messages that are not to run now wait for the data
 
 #: Messages that are parked in one transaction.
 BATCH_MESSAGES = 1_000
+#: Seconds until those of jobs are tried again that another transaction has locked.
+LOCKED_PAUSE_SECONDS = 0.25
 #: The author of the retry in the job's history.
 MOVED_BACK = Requester("worker", "dead letters moved back")
 
@@ -37,7 +43,7 @@ class Parking:
 
     `keep` puts attempts into the outbox, and returns those that it refuses, if any: their messages are rejected. A
     message that is not kept before the process stops is not acknowledged, so it is delivered again. `kept` is called
-    after each transaction.
+    after each transaction. Those of a job that another transaction has locked wait for its end; others are kept.
     """
 
     def __init__(
@@ -54,21 +60,49 @@ class Parking:
         self._waiting.append(attempt)
         self._side_thread.run(self._park_waiting)
 
+    @property
+    def put_off(self) -> list[Attempt]:
+        """The attempts of jobs that another transaction has locked."""
+        return [attempt for attempt in self._waiting.copy() if attempt.put_off]
+
     def _park_waiting(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_MESSAGES))]
         if not batch:
             return
-        keys = [(*attempt.key, attempt.number) for attempt in batch]
         try:
-            refused = self._process.retry_write(lambda conn: self._keep(conn, keys), _log_outage) or ()
+            kept, refused = self._process.retry_write(lambda conn: self._keep_unlocked(conn, batch), _log_outage)
         except Stopping:
             return
         release(
-            (delivery, key in refused)
-            for key, attempt in zip(keys, batch, strict=True)
-            for delivery in attempt.deliveries
+            (delivery, (*attempt.key, attempt.number) in refused) for attempt in kept for delivery in attempt.deliveries
         )
         self._kept()
+        if len(kept) < len(batch) and not self._process.stopping:
+            self._put_off(set(batch).difference(kept))
+
+    def _keep_unlocked(self, conn: Conn, batch: Sequence[Attempt]) -> tuple[Sequence[Attempt], Collection[Key]]:
+        """Keep the attempts of jobs that nobody else has locked; return these, and what is refused of them."""
+        batch = _unlocked(conn, batch, {attempt.job for attempt in batch if attempt.put_off})
+        for last in (False, True):
+            try:
+                return batch, (self._keep(conn, [(*a.key, a.number) for a in batch]) if batch else None) or ()
+            except LockNotAvailable:
+                batch = [] if last else _unlocked(conn, batch, {attempt.job for attempt in batch})
+        return [], ()
+
+    def _put_off(self, attempts: Collection[Attempt]) -> None:
+        for attempt in attempts:
+            attempt.put_off = True
+        self._waiting += attempts
+        time.sleep(LOCKED_PAUSE_SECONDS)
+        self._side_thread.run(self._park_waiting)
+
+
+def _unlocked(conn: Conn, attempts: Sequence[Attempt], jobs: Collection[int]) -> Sequence[Attempt]:
+    """Return the attempts but for those of `jobs` that another transaction has locked."""
+    asked = [attempt.key for attempt in attempts if attempt.job in jobs]
+    locked = locked_jobs(conn, asked) if asked else ()
+    return [attempt for attempt in attempts if attempt.job not in locked]
 
 
 def retry_moved_back(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:

@@ -3,12 +3,15 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 
 from callboard.middleware.journal.counter_repair import repair_counters
+from callboard.middleware.message.failure import describe
 from callboard.sql import timings
-from callboard.sql.errors import is_counter_drift
+from callboard.sql.errors import DATA_ERRORS, is_counter_drift
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Failure, Held, Retry
 from callboard.sql.writes import outcomes, workers
@@ -21,6 +24,9 @@ def rescue(conn: Conn, worker: int) -> int:
 
     Its death is charged to some of them (`_charged`); an item that ends normally later has its crash count reset
     (`record`). An item with `MAX_CRASHES` crashes fails; before the last of them it ran alone (see `Isolation`).
+
+    An item whose retry the database refuses, as a trigger of the user's may, fails. One that another transaction has
+    locked is requeued by a later rescue.
     """
     try:
         return _rescue(conn, worker)
@@ -35,14 +41,38 @@ def _rescue(conn: Conn, worker: int) -> int:
     with transaction(conn):
         if not workers.declare_dead(conn, worker):
             return 0
-        held = workers.running_rows(conn, worker)
+        held, requeued = workers.running_rows(conn, worker), 0
         if held:
             now = time.monotonic()
             charged = _charged(held)
             events = [_event(worker, now, one, limit=charged.get(one)) for one in held]
+            requeued = _record(conn, events, now)
+    log.warning("worker %d is dead; its %d items run again elsewhere", worker, requeued)
+    return requeued
+
+
+def _record(conn: Conn, events: Sequence[Event], now: float) -> int:
+    """Record these ends in the open transaction; return how many, without those that are refused or locked."""
+    try:
+        with transaction(conn):
             outcomes.record(conn, events, now)
-    log.warning("worker %d is dead; its %d items run again elsewhere", worker, len(held))
-    return len(held)
+    except (*DATA_ERRORS, LockNotAvailable) as error:
+        if is_counter_drift(error):
+            raise
+        if len(events) > 1:
+            middle = len(events) // 2
+            return _record(conn, events[:middle], now) + _record(conn, events[middle:], now)
+        return _record_refused(conn, events[0], now, error)
+    return len(events)
+
+
+def _record_refused(conn: Conn, event: Event, now: float, error: Exception) -> int:
+    if event.state == "failed" or isinstance(error, LockNotAvailable):
+        log.warning("item %d/%d of a dead worker can't be requeued yet: %s", event.job, event.item, error)
+        return 0
+    why = f"its worker died while it was running, and it can't be run again: {describe(error).message}"
+    failure = Failure("crashed", "WorkerDied", why)
+    return _record(conn, [replace(event, state="failed", failure=failure, retry=None, crashed=True)], now)
 
 
 def _charged(held: Sequence[Held]) -> dict[Held, int]:

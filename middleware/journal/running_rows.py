@@ -73,20 +73,22 @@ class RunningRows:
         rows = [Running(*a.key, a.number, now - a.started, a.step, a.progress) for a in slow]
         for attempt in slow:
             attempt.running = True  # before the row exists: the end of the attempt must delete it
+        reported, locked = set[tuple[int, int]](), set[int]()
         try:
             with self.process.pool.connection() as conn:
                 if rows or hung:
-                    outcomes.report_running(conn, self.process.worker, [*rows, *hung])
+                    reported = outcomes.report_running(conn, self.process.worker, [*rows, *hung])
                 if steps:
-                    outcomes.touch_jobs(conn, steps)
+                    locked = outcomes.touch_jobs(conn, steps)
         except (psycopg.Error, PoolTimeout) as error:
             self.outage(error)
             return
         self.outage.over()
         if len(self._started_jobs) + len(steps) > STARTED_JOBS:
             self._started_jobs.clear()
-        self._started_jobs.update(steps)
-        for attempt, row in zip(slow, rows, strict=True):
+        self._started_jobs.update(steps.keys() - locked)
+        written = [(a, row) for a, row in zip(slow, rows, strict=True) if a.key in reported and a.job not in locked]
+        for attempt, row in written:  # the others have their turn at the next look
             if (row.step, row.progress) != (attempt.step_reported, attempt.progress_reported):
                 attempt.moved = now
             attempt.reported, attempt.step_reported, attempt.progress_reported = True, row.step, row.progress

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 
 from callboard.middleware.journal import metrics
 from callboard.middleware.message.failure import describe
@@ -37,6 +38,9 @@ REFUSED_PAUSE_SECONDS = 1.0
 #: Seconds for which the rows of sent messages gather that the broker has confirmed, to be deleted together. A process
 #: that dies meanwhile leaves them to another, which publishes them once more, as suspect.
 SETTLE_SECONDS = 0.1
+#: Seconds between two looks whether jobs are still locked by other transactions, of which messages are to be settled;
+#: the claims of these are renewed, so that nobody sends them again.
+LOCKED_PAUSE_SECONDS = 1.0
 
 
 class _QueueRefused(RuntimeError):
@@ -53,6 +57,7 @@ class Relay:
     transport: Transport
     backlogs: QueueBacklogs
     _confirmed: list[Outgoing] = field(default_factory=list)  # own messages whose rows are to be deleted
+    _locked: list[Outgoing] = field(default_factory=list)  # likewise, of jobs that another transaction has locked
     settle_at: float = math.inf  # monotonic: when they are
     _locked_looks: int = 0  # in a row
 
@@ -97,16 +102,35 @@ class Relay:
             self.settle_at = min(self.settle_at, time.monotonic() + SETTLE_SECONDS)
             self._confirmed += sent
         else:
-            publishing.confirm_outbox(conn, sent)
+            self._delete(conn, sent)
         metrics.count(lambda m: m.count_published(len(sent)))
         self.backlogs.count_messages(out.queue for out in sent)
 
     def settle(self, conn: Conn) -> None:
-        """Delete the rows of this process's messages that the broker has confirmed."""
+        """Delete the rows of this process's messages that the broker has confirmed. Those of jobs that another
+        transaction has locked are claimed for longer, until it has ended.
+        """
+        if self._locked:
+            free, self._locked = _split(conn, self._locked)
+            self._confirmed += free
+            publishing.renew_outbox(conn, self._locked)
         while self._confirmed:
-            publishing.confirm_outbox(conn, self._confirmed[:OUTBOX_BATCH_MESSAGES])
+            self._delete(conn, self._confirmed[:OUTBOX_BATCH_MESSAGES])
             del self._confirmed[:OUTBOX_BATCH_MESSAGES]
-        self.settle_at = math.inf
+        self.settle_at = time.monotonic() + LOCKED_PAUSE_SECONDS if self._locked else math.inf
+
+    def _delete(self, conn: Conn, sent: Sequence[Outgoing]) -> None:
+        """Delete the rows of confirmed messages; put off those of jobs that another transaction has locked."""
+        try:
+            publishing.confirm_outbox(conn, sent)
+        except LockNotAvailable:
+            free, locked = _split(conn, [replace(out, args=b"", options=None) for out in sent])
+            try:
+                publishing.confirm_outbox(conn, free)
+            except LockNotAvailable:
+                locked += free
+            self._locked += locked
+            self.settle_at = min(self.settle_at, time.monotonic() + LOCKED_PAUSE_SECONDS)
 
     # Jobs in their turn ----------------------------------------------------------------------------------------------
 
@@ -315,6 +339,12 @@ class Relay:
             yield
         finally:
             self.transport.while_waiting = None
+
+
+def _split(conn: Conn, sent: Sequence[Outgoing]) -> tuple[list[Outgoing], list[Outgoing]]:
+    """Return the messages of jobs that nobody else has locked, and the others."""
+    locked = outcomes.locked_jobs(conn, [(out.job, out.item) for out in sent])
+    return [out for out in sent if out.job not in locked], [out for out in sent if out.job in locked]
 
 
 def _broken(batch: Sequence[Outgoing], answers: Sequence[Answer]) -> list[tuple[Outgoing, Unpublishable]]:

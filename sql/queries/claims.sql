@@ -3,14 +3,14 @@
 -- Guard: the row still carries the message's attempt, isn't final, and nobody holds it (a row in `running`); an item
 -- whose next crash would be its last runs alone: while it waits for that, no death is to be charged to it. Only one that
 -- nobody else holds is to wait: what was claimed a moment ago may be missed here, and is seen by the claim after the wait.
--- Caller: attempts/claim, before the actor, and only for suspect messages.
+-- Caller: attempts/claim, before the actor, and only for suspect messages. Waits for a lock for LOCK_WAIT_SECONDS at most.
 -- Rows: Claim; none: no such item. A holder that only has not beaten for a while counts as living here: after an outage
 -- nobody has. The sweep knows better, and answers for it.
 WITH found AS MATERIALIZED (
     SELECT state, attempt, crashes, attempt = %(attempt)s AND state IN ('waiting', 'retrying') AS open,
            crashes < %(MAX_CRASHES)s - 1 OR %(alone)s AS ready
-    FROM callboard.items
-    WHERE job_id = %(job)s AND item = %(item)s FOR NO KEY UPDATE
+    FROM callboard.items, {lock_wait}
+    WHERE job_id = %(job)s AND item = %(item)s FOR NO KEY UPDATE OF items
 ), held AS (
     INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at)
     SELECT %(job)s, %(item)s, %(attempt)s, %(worker)s, now() FROM found
@@ -107,8 +107,9 @@ FROM (SELECT id FROM known UNION ALL SELECT id FROM unknown) AS waiting WHERE o.
 -- name: lock_parked
 -- Items whose messages are about to be parked, locked by a statement of its own: what two workers that park
 -- copies of one message do is seen by the second only in the next statement. Caller: park. Lock order: items by key.
+-- Has the transaction wait for a lock for LOCK_WAIT_SECONDS at most.
 SELECT FROM unnest(%(job)s::bigint[], %(item)s::int[]) AS g (job_id, item)
-JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item
+JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item CROSS JOIN {lock_wait}
 ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 
 -- name: park

@@ -93,12 +93,12 @@ epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_o
 -- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job whose
 -- deadline is before its creation, as it was given or by an action during the submission, is stopped when the submission
 -- is over, so that its submitter gets the same answer each time: the job, which is cancelled a moment later.
--- Caller: the sweep. Rows: (id). Lock order: jobs by id.
+-- Caller: the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked.
 WITH late AS (
     SELECT id FROM callboard.jobs
     WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL
       AND (sealed OR deadline > created_at OR submitting_until > now() IS NOT TRUE)
-    ORDER BY id FOR NO KEY UPDATE
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE callboard.jobs AS j
 SET stopping = 'cancelled', {stops},
@@ -110,7 +110,7 @@ RETURNING j.id
 -- name: stop_jobs_without_actor
 -- Jobs whose actor no worker announced in the time for that. Transition: open -> stopping, to be failed, with the reason.
 -- Guard: neither paused nor stopping; of a stage, the one before has ended. The time begins when the job could have run.
--- Caller: the sweep. Rows: (id). Lock order: jobs by id.
+-- Caller: the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked.
 WITH waiting AS (
     SELECT j.id FROM callboard.jobs AS j
     LEFT JOIN callboard.jobs AS before ON before.parent_id = j.parent_id AND before.stage = j.stage - 1
@@ -119,7 +119,7 @@ WITH waiting AS (
       AND (before.id IS NULL OR before.finished_at IS NOT NULL)
       AND greatest(j.created_at, j.not_before, j.control_at, before.finished_at)
           < now() - make_interval(secs => %(actor_wait)s::float8)
-    ORDER BY j.id FOR NO KEY UPDATE OF j
+    ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 )
 UPDATE callboard.jobs AS j
 SET stopping = 'failed', {stops},
@@ -163,7 +163,7 @@ SELECT EXISTS (
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (CONTROLS_HEARD_SECONDS), or nothing was ever published and no publisher is at
 -- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
--- Caller: actions.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
+-- Caller: actions.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
@@ -172,7 +172,7 @@ WITH done AS (
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)
            OR NOT EXISTS (SELECT FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)))
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = j.id)
-    ORDER BY j.id FOR NO KEY UPDATE OF j
+    ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 )
 UPDATE callboard.jobs AS j
 SET state = j.stopping, stopping = NULL, finished_at = now(), updated_at = now()
@@ -181,12 +181,12 @@ RETURNING j.id
 
 -- name: close_jobs
 -- Sealed jobs with nothing left to do that nobody closed. It repairs what should never happen.
--- Transition: pending | running | paused -> completed. Caller: the sweep. Rows: (id).
+-- Transition: pending | running | paused -> completed. Caller: the sweep. Rows: (id). Lock order: jobs, likewise.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.sealed AND j.stopping IS NULL
       AND j.succeeded + j.failed + j.skipped + j.cancelled = j.total AND {of_page}
-    ORDER BY j.id FOR NO KEY UPDATE
+    ORDER BY j.id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()
 FROM done WHERE j.id = done.id

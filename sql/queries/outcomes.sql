@@ -2,56 +2,71 @@
 -- Items in hand for a while, what they say they are doing, how far they are, and where those stand that take far longer
 -- than their actor usually does.
 -- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is; one that
--- hangs has its row: it is not taken back after its worker was taken for dead, but runs elsewhere.
--- Caller: the journal. Lock order: items by key, then their rows in `running`.
+-- hangs has its row: it is not taken back after its worker was taken for dead, but runs elsewhere. An item that another
+-- transaction has locked is passed by: that may hold it for long, and the journal must not wait meanwhile.
+-- Caller: the journal. Rows: (job, item) of those that were not passed by.
+-- Lock order: items by key without waiting for any, then their rows in `running`.
 WITH held AS (
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
-    FROM {Running} AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item
-    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+    FROM {Running} AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item, {lock_wait}
+    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i SKIP LOCKED
+), reported AS (
+    INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step, progress_done, progress_total,
+                                        place, stack)
+    SELECT h.job, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.progress_done, h.progress_total,
+           h.place, h.stack
+    FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- these first
+      AND (h.stack IS NULL OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = h.job AND r.item = h.item OFFSET 0))
+    ORDER BY h.job, h.item
+    ON CONFLICT (job_id, item) DO UPDATE
+    SET step = excluded.step, attempt = excluded.attempt,
+        progress_done = excluded.progress_done, progress_total = excluded.progress_total,
+        place = excluded.place, stack = excluded.stack
+    WHERE r.worker = excluded.worker
 )
-INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step, progress_done, progress_total,
-                                    place, stack)
-SELECT h.job, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.progress_done, h.progress_total,
-       h.place, h.stack
-FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- these first
-  AND (h.stack IS NULL OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = h.job AND r.item = h.item OFFSET 0))
-ORDER BY h.job, h.item
-ON CONFLICT (job_id, item) DO UPDATE
-SET step = excluded.step, attempt = excluded.attempt,
-    progress_done = excluded.progress_done, progress_total = excluded.progress_total,
-    place = excluded.place, stack = excluded.stack
-WHERE r.worker = excluded.worker
+SELECT job, item FROM held
 
 -- name: touch_jobs
 -- Items of these jobs were started here for the first time, or said what they are doing.
--- Transition: pending -> running. Guard: not stopped. Caller: the journal. Lock order: jobs by id.
+-- Transition: pending -> running. Guard: not stopped. Caller: the journal. Rows: (id) of the jobs that are open and were
+-- passed by, since another transaction has locked them. Lock order: jobs by id without waiting for any.
 WITH seen AS (
     SELECT * FROM unnest(%(job)s::bigint[], %(step)s::text[]) AS s (job_id, step)
 ), locked AS (
     SELECT j.id FROM callboard.jobs AS j JOIN seen AS s ON s.job_id = j.id
-    WHERE j.finished_at IS NULL ORDER BY j.id FOR NO KEY UPDATE OF j
+    WHERE j.finished_at IS NULL ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+), touched AS (
+    UPDATE callboard.jobs AS j
+    SET state = CASE WHEN j.state = 'pending' THEN 'running' ELSE j.state END,
+        started_at = coalesce(j.started_at, now()),
+        step = coalesce(s.step, j.step),
+        updated_at = now()
+    FROM seen AS s JOIN locked AS l ON l.id = s.job_id
+    WHERE j.id = s.job_id
 )
-UPDATE callboard.jobs AS j
-SET state = CASE WHEN j.state = 'pending' THEN 'running' ELSE j.state END,
-    started_at = coalesce(j.started_at, now()),
-    step = coalesce(s.step, j.step),
-    updated_at = now()
-FROM seen AS s JOIN locked AS l ON l.id = s.job_id
-WHERE j.id = s.job_id
+SELECT j.id FROM seen AS s JOIN callboard.jobs AS j ON j.id = s.job_id
+WHERE j.finished_at IS NULL AND j.id NOT IN (SELECT id FROM locked)
 
--- name: unlocked_jobs
--- The jobs of which no other transaction has locked the row, or one of these items. Caller: the journal, for outcomes that
--- wait. Rows: (id).
+-- part: lock_wait
+-- This transaction waits for a lock for LOCK_WAIT_SECONDS at most: whoever holds a row of one job for longer must not hold up
+-- the others. To be joined below what locks.
+(SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+
+-- name: locked_jobs
+-- The jobs of which another transaction has locked the row, or one of these items. Caller: the journal, the publisher and
+-- parking, for what waits. Rows: (id). Lock order: items, jobs, without waiting for any.
 WITH wanted AS (
     SELECT * FROM unnest(%(job)s::bigint[], %(item)s::int[]) AS w (job, item)
-), free_items AS (
+), free_items AS MATERIALIZED (
     SELECT i.job_id, i.item FROM callboard.items AS i JOIN wanted AS w ON i.job_id = w.job AND i.item = w.item
     FOR NO KEY UPDATE OF i SKIP LOCKED
+), free_jobs AS MATERIALIZED (
+    SELECT id FROM callboard.jobs WHERE id = ANY(%(job)s) FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT j.id FROM callboard.jobs AS j
-WHERE j.id = ANY(%(job)s) AND ARRAY(SELECT w.item FROM wanted AS w WHERE w.job = j.id ORDER BY 1)
-                            = ARRAY(SELECT f.item FROM free_items AS f WHERE f.job_id = j.id ORDER BY 1)
-FOR NO KEY UPDATE SKIP LOCKED
+SELECT id FROM callboard.jobs WHERE id = ANY(%(job)s) AND id NOT IN (SELECT id FROM free_jobs)
+UNION
+SELECT i.job_id FROM wanted AS w JOIN callboard.items AS i ON i.job_id = w.job AND i.item = w.item
+WHERE (i.job_id, i.item) NOT IN (SELECT job_id, item FROM free_items)
 
 -- part: session
 -- The session `a` as one line of text.

@@ -226,6 +226,7 @@ WHERE before < %(bytes)s ORDER BY item
 -- `keep` renews the claim while the job goes on; otherwise it is given back, with what is uncertain beyond the watermark
 -- marked suspect, and the job's turn comes when it has something: now, if something was added since the claim, but not
 -- before a `pause`, or before a lane of it is no longer held back. `unserved`: nothing was published, so its turn is given back too. Lock order: the job, then its turn.
+-- Waits for a lock for LOCK_WAIT_SECONDS at most; the claim lapses then, and the stretch is published again, as suspect.
 WITH moved AS (
     UPDATE callboard.jobs
     SET watermark = greatest(watermark, %(watermark)s),
@@ -234,6 +235,7 @@ WITH moved AS (
         publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused' AND {its_time_is}
                              THEN now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) END,
         updated_at = CASE WHEN %(published)s > 0 THEN now() ELSE updated_at END
+    FROM {lock_wait}
     WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
     RETURNING id, stopping IS NULL AND state <> 'paused' AND {its_time_is} AS goes_on, watermark < bulk_end AS more, holds
 ), next AS (
@@ -361,9 +363,10 @@ FROM held AS h WHERE o.id = h.id
 -- A dead letter that was counted before moves no counter, so its job's row, which flushes lock often, is not locked.
 -- The guard of `gone` is a CASE so that the planner takes no index for it: that of the claimed rows would have it compare
 -- all of them with each message. It needs no lock before it: the DELETE checks it again in a row that changed meanwhile.
--- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id.
+-- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id. Waits for a lock for
+-- LOCK_WAIT_SECONDS at most.
 WITH sent AS (
-    SELECT id, max(attempt) AS attempt FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) GROUP BY id
+    SELECT id, max(attempt) AS attempt FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt), {lock_wait} GROUP BY id
 ), held AS (
     SELECT o.id, s.attempt, i.attempt = s.attempt AND i.state = 'retrying' AS waits
     FROM sent AS s JOIN callboard.outbox AS o ON o.id = s.id

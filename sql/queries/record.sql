@@ -15,7 +15,7 @@
 -- thinks that one row is, and compares thousands of events with each.
 WITH event AS (
     SELECT e.*, coalesce(e.crashed, false)::int AS charged, %(now)s::float8 - e.ended AS age
-    FROM {Event} AS e, (SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+    FROM {Event} AS e, {lock_wait}
 ), locked_items AS (
     -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open

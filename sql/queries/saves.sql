@@ -5,7 +5,7 @@
 -- Lock order: items by key; then what the user's statements lock, then jobs: these may take long, and hold up no job.
 WITH event AS (
     SELECT e.* FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[]) AS e (job, item, attempt),
-                    (SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+                    {lock_wait}
 ), locked AS (
     SELECT i.job_id, i.item, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item

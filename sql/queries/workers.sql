@@ -81,12 +81,13 @@ SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHE
 
 -- name: report_means
 -- How long the attempts of these actors took in a worker. What is longer than what is known holds at once; else the geometric
--- mean of both, since other workers may take longer. Little changes nothing. Caller: the heartbeat. Lock order: actors by name.
+-- mean of both, since other workers may take longer. Little changes nothing. Caller: the heartbeat. Lock order: actors by name without
+-- waiting for any.
 WITH known AS (
     SELECT a.name, m.seconds FROM unnest(%(actors)s::text[], %(seconds)s::float8[]) AS m (actor, seconds)
     JOIN callboard.actors AS a ON a.name = m.actor
     WHERE a.mean_seconds IS NULL OR m.seconds NOT BETWEEN 0.8 * a.mean_seconds AND 1.1 * a.mean_seconds
-    ORDER BY a.name FOR NO KEY UPDATE OF a
+    ORDER BY a.name FOR NO KEY UPDATE OF a SKIP LOCKED
 )
 UPDATE callboard.actors AS a
 SET mean_seconds = greatest(k.seconds, sqrt(k.seconds * a.mean_seconds))

@@ -26,9 +26,9 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
     )  # fmt: skip
 
 
-def unlocked_jobs(conn: Conn, items: Iterable[tuple[int, int]]) -> set[int]:
-    """Return the jobs of which no other transaction has locked the row or one of these items, (job, item)."""
-    return set(fetch_ids(conn, "unlocked_jobs", **lists("job item", sorted(set(items)))))
+def locked_jobs(conn: Conn, items: Iterable[tuple[int, int]]) -> set[int]:
+    """Return the jobs of which another transaction has locked the row or one of these items, (job, item)."""
+    return set(fetch_ids(conn, "locked_jobs", **lists("job item", sorted(set(items)))))
 
 
 def longest_lock(conn: Conn) -> str:
@@ -36,11 +36,15 @@ def longest_lock(conn: Conn) -> str:
     return fetch_value(conn, "longest_lock") or "a session that has ended meanwhile"
 
 
-def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
-    """Insert the rows in `running` of items that have run for a while, or update what they do and where they hang."""
-    execute(conn, "report_running", worker=worker, **parameters(Running, running))
+def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> set[tuple[int, int]]:
+    """Insert the rows in `running` of items that have run for a while, or update what they do and where they hang.
+    Return (job, item) of each, but for those that another transaction has locked.
+    """
+    return set(execute(conn, "report_running", worker=worker, **parameters(Running, running)))
 
 
-def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> None:
-    """Record that items of these jobs started, with the step that they last reported (None: no step)."""
-    execute(conn, "touch_jobs", **lists("job step", steps.items()))
+def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> set[int]:
+    """Record that items of these jobs started, with the step that they last reported (None: no step); return the open
+    jobs of which it was not, since another transaction has locked them.
+    """
+    return set(fetch_ids(conn, "touch_jobs", **lists("job step", steps.items())))

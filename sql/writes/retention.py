@@ -10,7 +10,7 @@ import psycopg
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import timings
-from callboard.sql.errors import DATA_ERRORS, is_misconfigured
+from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import execute, fetch_ids, fetch_value
 from callboard.sql.writes.outcomes import longest_lock
@@ -112,11 +112,8 @@ def _rest(conn: Conn, job: int, lock_wait: float) -> int:
 
 
 def _is_of_users(error: psycopg.Error) -> bool:
-    """Whether a row that refers to a job, a trigger of the user's on our tables, or a lock is to blame.
-
-    An error within a trigger has a context; a right that this user lacks on our tables has none.
-    """
-    return isinstance(error, (LockNotAvailable, *DATA_ERRORS)) or (is_misconfigured(error) and bool(error.diag.context))
+    """Whether a row that refers to a job, a trigger of the user's on our tables, or a lock is to blame."""
+    return isinstance(error, (LockNotAvailable, *DATA_ERRORS))
 
 
 def _set_aside(conn: Conn, job: int, error: psycopg.Error, lock_wait: float) -> None:

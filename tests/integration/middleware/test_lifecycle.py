@@ -126,10 +126,10 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
     """Such a row would hold up the item's retry until this worker ends."""
     report = outcomes.report_running
 
-    def ends_meanwhile(*args: Any) -> None:
+    def ends_meanwhile(*args: Any) -> set[tuple[int, int]]:
         if not attempt.ended:
             in_flight.finish(attempt, SUCCEEDED)
-        report(*args)
+        return report(*args)
 
     monkeypatch.setattr(outcomes, "report_running", ends_meanwhile)
     with connect(database_url) as conn, process_on(database_url) as process:

@@ -1,6 +1,7 @@
 """Nobody holds others up for long: outcomes of a job that is locked wait alone, and a frozen client loses its locks."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -12,16 +13,23 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from callboard.middleware.attempts.claim import ItemLocked, claim
+from callboard.middleware.attempts.parking import Parking
 from callboard.middleware.journal import journal as module
 from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.process import outage
+from callboard.middleware.publish.backlog import QueueBacklogs
+from callboard.middleware.publish.relay import Relay
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
-from callboard.sql.writes import outcomes, submission
-from tests.support.deliveries import make_attempt
-from tests.support.jobs import make_job
+from callboard.sql.writes import claims, jobs, outcomes, publishing, submission
+from tests.support.deliveries import RecordedAcks, make_attempt
+from tests.support.jobs import make_job, record
 from tests.support.process_parts import RecordedAttempts, process_on
+from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
 LOCK_JOB = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE"
@@ -93,14 +101,33 @@ def test_a_job_that_is_locked_at_each_look_is_tried_all_the_same(
     conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many processes that want the same row leave no moment in which it is free."""
-    monkeypatch.setattr(outcomes, "unlocked_jobs", lambda *_: set())
-    monkeypatch.setattr(module, "LOCKED_RETRY_SECONDS", 0.5)
     job = make_job(conn, 1)
+    monkeypatch.setattr(outcomes, "locked_jobs", lambda *_: {job})
+    monkeypatch.setattr(module, "LOCKED_RETRY_SECONDS", 0.5)
     with journal_on(database_url) as (journal, _):
         with locked(database_url, LOCK_JOB, job):
             end(journal, job, 0)
             assert wait_until(lambda: bool(journal._locked), SLOW)
         assert wait_until(lambda: succeeded(conn, job) == 1, SLOW)
+        assert journal.close(SLOW)
+
+
+@pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])
+def test_an_item_in_flight_that_is_locked_holds_up_no_outcome(row: str, conn: Conn, database_url: str) -> None:
+    """Its row in `running` and the start of its job are told when nobody holds them any more."""
+    held, other = make_job(conn, 1), make_job(conn, 1)
+    slow = make_attempt(held, 0, started=time.monotonic() - 1)
+    told = "SELECT (SELECT count(*) FROM callboard.running), (SELECT state::text FROM callboard.jobs WHERE id = %s)"
+    with journal_on(database_url) as (journal, attempts):
+        attempts.attempts = lambda: [slow]  # type: ignore[method-assign]
+        with locked(database_url, row, held):
+            journal.watch()
+            assert wait_until(lambda: slow.running, SLOW)  # the look that tells of it has begun
+            end(journal, other, 0)
+            assert wait_until(lambda: succeeded(conn, other) == 1, 60)
+            assert not slow.reported
+        assert wait_until(lambda: conn.execute(told, (held,)).fetchone() == (1, "running"), SLOW)
+        assert wait_until(lambda: slow.reported, SLOW)
         assert journal.close(SLOW)
 
 
@@ -116,6 +143,75 @@ def test_a_journal_that_closes_waits_for_a_locked_job(conn: Conn, database_url: 
         assert journal.close(SLOW)
     assert succeeded(conn, job) == 1
     assert written == [1]
+
+
+@pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])
+def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn, database_url: str) -> None:
+    """The publisher goes on with other jobs, and nobody publishes the messages of that job again."""
+    transport = StubTransport()
+    relay = Relay(transport, QueueBacklogs(transport))
+    held, other = (make_job(conn, 1, name=name) for name in ("held", "other"))
+    for job in (held, other):
+        record(conn, job, {"retrying": [0]}, delay=0.0)
+    left = "SELECT job_id, claimed_until > now() + interval '7 s' FROM callboard.outbox"
+    batch = publishing.claim_outbox(conn, 10)
+    with locked(database_url, row, held):
+        assert relay.publish_outbox(conn, batch) == 2
+        conn.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 s'")
+        assert relay.settle_at < math.inf
+        relay.settle(conn)
+        assert conn.execute(left).fetchall() == [(held, True)]
+        assert queries.run(conn, queries.job(other))["queued"] == 1  # type: ignore[index]
+    relay.settle(conn)
+    assert conn.execute(left).fetchall() == []
+    assert relay.settle_at == math.inf
+    assert queries.run(conn, queries.verify())["drift"] == []
+
+
+@pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])
+def test_messages_of_a_locked_job_hold_up_no_other_that_is_parked(row: str, conn: Conn, database_url: str) -> None:
+    held, other = make_job(conn, 1), make_job(conn, 1)
+    acks = RecordedAcks()
+    with process_on(database_url) as process:
+        parking = Parking(process, claims.park, lambda: None)
+        with locked(database_url, row, held):
+            for tag, job in enumerate((held, other)):
+                parking.park(Attempt(job, 0, 1, [Delivery(acks, tag, None)], {}))
+            assert wait_until(lambda: acks.acknowledged == [1], 60)
+            assert wait_until(lambda: [attempt.job for attempt in parking.put_off] == [held], SLOW)
+        assert wait_until(lambda: acks.acknowledged == [1, 0], SLOW)
+
+
+def test_a_message_of_a_locked_job_that_is_deleted_waits_no_more(conn: Conn, database_url: str) -> None:
+    job, acks = make_job(conn, 1), RecordedAcks()
+    with process_on(database_url) as process:
+        parking = Parking(process, claims.park, lambda: None)
+        with locked(database_url, LOCK_JOB, job) as other:
+            parking.park(Attempt(job, 0, 1, [Delivery(acks, 7, None)], {}))
+            assert wait_until(lambda: bool(parking.put_off), SLOW)
+            other.execute("DELETE FROM callboard.jobs WHERE id = %s", (job,))
+        assert wait_until(lambda: acks.acknowledged == [7], SLOW)
+
+
+def test_no_thread_waits_for_an_item_that_is_locked(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 1)
+    with locked(database_url, LOCK_ITEM, job), pytest.raises(ItemLocked):
+        claim(conn, make_attempt(job, 0), 1)
+
+
+def test_a_stopped_job_that_is_locked_holds_up_no_heartbeat(conn: Conn, database_url: str) -> None:
+    held, other = make_job(conn, 1), make_job(conn, 1)
+    for job in (held, other):
+        jobs.stop_job(conn, job, "cancelled", None)
+    with locked(database_url, LOCK_JOB, held):
+        assert jobs.close_stopped(conn) == [other]
+    assert jobs.close_stopped(conn) == [held]
+
+
+def test_no_transaction_of_ours_waits_for_a_lock_without_a_limit(conn: Conn) -> None:
+    with transaction(conn):
+        assert conn.execute("SHOW lock_timeout").fetchone() == ("5s",)
+    assert conn.execute("SHOW lock_timeout").fetchone() == ("0",)
 
 
 def test_a_process_that_is_frozen_in_a_transaction_loses_its_locks(conn: Conn, database_url: str) -> None:

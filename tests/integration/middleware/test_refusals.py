@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 
 from callboard.middleware.journal.counter_repair import repair_counters
@@ -21,7 +22,7 @@ from callboard.sql.rows import Event, NewItem, Retry
 from callboard.sql.writes import claims, outcomes, workers
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, make_job, make_worker, status
+from tests.support.jobs import BAD, make_job, make_worker, run, status
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
 
@@ -104,22 +105,84 @@ def test_bad_data_fails_its_own_item_and_no_other(journal: FlushedJournal, conn:
     assert drift(conn) == []
 
 
-def test_what_a_trigger_of_the_users_refuses_fails_its_item_and_holds_up_no_other(
-    journal: FlushedJournal, conn: Conn
-) -> None:
-    job = make_job(conn, 40)
+#: Ways in which a function of the user's fails, and what the item says of each.
+FAULTS = {
+    "RAISE 'no success of item 7'": "no success of item 7",
+    "RAISE 'not of today' USING ERRCODE = 'MY001'": "not of today",
+    "PERFORM 1 / 0": "division by zero",
+    "INSERT INTO audit_log VALUES (1)": 'relation "audit_log" does not exist; in PL/pgSQL function audit() line 1',
+    "RAISE insufficient_privilege USING MESSAGE = 'permission denied for table secrets'": "table secrets; in PL/pgSQL",
+    "NEW.no_such_column := 1": "no_such_column",
+    "COMMIT": "invalid transaction termination",
+}
+
+
+def audit(conn: Conn, fault: str, state: str) -> None:
+    """A trigger that fails when item 7 gets this state."""
     conn.execute(
-        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no success of item 7'; END $$"
+        f"CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {fault}; RETURN NEW; END $$".encode()
     )
     conn.execute(
         "CREATE TRIGGER audit BEFORE UPDATE ON callboard.items FOR EACH ROW"
-        " WHEN (NEW.item = 7 AND NEW.state = 'succeeded') EXECUTE FUNCTION audit()"
+        f" WHEN (NEW.item = 7 AND NEW.state = '{state}') EXECUTE FUNCTION audit()".encode()
     )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_trigger_of_the_users_fails_by_fails_its_item_and_holds_up_no_other(
+    fault: str, journal: FlushedJournal, conn: Conn
+) -> None:
+    job = make_job(conn, 40)
+    audit(conn, fault, "succeeded")
     journal.flush([good(job, n) for n in range(40)])
     assert journal.done(40, 60)
     found = status(conn, job)
     assert (found["state"], found["succeeded"], found["failed"]) == ("completed", 39, 1)
-    assert "no success of item 7" in queries.run(conn, queries.attempts(job, 7))[0]["message"]
+    assert FAULTS[fault] in queries.run(conn, queries.attempts(job, 7))[0]["message"]
+    assert drift(conn) == []
+
+
+def test_a_trigger_of_the_users_that_waits_for_a_lock_holds_up_no_other_job(
+    journal: FlushedJournal, conn: Conn, database_url: str
+) -> None:
+    conn.execute("CREATE TABLE busy ()")
+    job, other = make_job(conn, 8), make_job(conn, 8)
+    audit(conn, f"IF NEW.job_id = {job} THEN LOCK TABLE busy; END IF", "succeeded")
+    with connect(database_url) as holder, holder.transaction():
+        holder.execute("LOCK TABLE busy")
+        journal.flush([good(one, n) for one in (job, other) for n in range(8)])
+        assert wait_until(lambda: status(conn, other)["succeeded"] == 8, 300)
+        assert status(conn, job)["finished_at"] is None
+    assert journal.done(16)
+    assert status(conn, job)["succeeded"] == 8
+
+
+def test_a_function_of_ours_in_the_search_path_is_not_taken_for_the_users(conn: Conn) -> None:
+    job = make_job(conn, 1)
+    conn.execute("SET search_path = callboard, public")
+    conn.execute("ALTER TABLE callboard.turns RENAME TO lost")
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        claims.park(conn, [(job, 0, 1)])
+
+
+@pytest.mark.parametrize("how", ["refused", "locked"])
+def test_the_other_items_of_a_dead_worker_run_again(how: str, conn: Conn, database_url: str) -> None:
+    """That of one is refused by a trigger of the user's, or another transaction has locked it."""
+    job, dead = make_job(conn, 10), make_worker(conn)
+    run(conn, job, range(10), worker=dead)
+    workers.stop_worker(conn, dead)
+    if how == "refused":
+        audit(conn, "INSERT INTO audit_log VALUES (1)", "retrying")
+        assert rescue(conn, dead) == 10
+        assert "audit_log" in queries.run(conn, queries.attempts(job, 7))[0]["message"]
+    else:
+        with connect(database_url) as other, other.transaction():
+            other.execute("SELECT FROM callboard.items WHERE job_id = %s AND item = 7 FOR UPDATE", (job,))
+            assert rescue(conn, dead) == 9
+        assert workers.dead_workers(conn) == [dead]
+        assert rescue(conn, dead) == 1
+    found = status(conn, job)
+    assert (found["failed"], found["retrying"]) == ((1, 9) if how == "refused" else (0, 10))
     assert drift(conn) == []
 
 

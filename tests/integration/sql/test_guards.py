@@ -48,6 +48,14 @@ class Scene:
                 assert wait_until(lambda: waits(self.url), 300)
             return late.result(300)
 
+    def beside(self, first: Step, second: Step) -> Any:
+        """What `second` gives, which passes by what `first` has locked and not committed."""
+        with connect(self.url) as other:
+            other.execute(self._joins)
+            with self.conn.transaction():
+                first(self.conn)
+                return second(other)
+
     def one(self, query: str) -> tuple[Any, ...] | None:
         """The only row of a query; None: it gives none."""
         rows = self.conn.execute(query).fetchall()
@@ -173,15 +181,15 @@ def test_the_last_outcome_after_the_one_before_it_ends_the_job(scene: Scene) -> 
     assert scene.drift == []
 
 
-def test_what_is_in_hand_after_its_outcome(scene: Scene) -> None:
+def test_what_is_in_hand_beside_its_outcome(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
-    scene.after(ends(job, "succeeded"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")]))
+    scene.beside(ends(job, "succeeded"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")]))
     assert scene.one("SELECT FROM callboard.running") is None
 
 
-def test_what_is_in_hand_after_its_next_attempt(scene: Scene) -> None:
+def test_what_is_in_hand_beside_its_next_attempt(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
-    scene.after(ends(job, "retrying"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")]))
+    scene.beside(ends(job, "retrying"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")]))
     assert scene.one("SELECT FROM callboard.running") is None
 
 
@@ -364,5 +372,5 @@ def test_a_lane_is_claimed_after_its_message_became_that_of_a_retry(scene: Scene
 
 def test_an_item_that_is_sent_again_after_its_outcome(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
-    assert scene.after(ends(job, "succeeded"), lambda c: sweep.republish(c, job, [(0, 1)])) == 0
+    assert scene.beside(ends(job, "succeeded"), lambda c: sweep.republish(c, job, [(0, 1)])) == 0
     assert scene.one(OUTBOX) is None

@@ -145,7 +145,7 @@ def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> 
 
 
 def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) -> None:
-    """Two workers have copies of the same messages."""
+    """Two workers have copies of the same messages. Each passes by what the other has locked, and looks again."""
     job = make_job(conn, 3)
     worker, other = make_worker(conn), make_worker(conn)
     copies = [Running(job, item, 1, 1.0, None) for item in range(3)]
@@ -156,6 +156,7 @@ def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) 
         database_url, "running WHERE job_id = %s AND item = 1", [job],
         lambda c: outcomes.report_running(c, other, copies), lambda c: outcomes.report_running(c, worker, hung),
     )  # fmt: skip
+    assert len(outcomes.report_running(conn, worker, hung)) == 3
     assert conn.execute("SELECT count(*) FROM callboard.running WHERE place = 'here'").fetchone() == (3,)
 
 

@@ -58,8 +58,8 @@ class JournalWithoutDatabase:
         monkeypatch.setattr(module, "ERROR_PAUSE_SECONDS", 0.01)
         monkeypatch.setattr(outcomes, "record", self._record)
         self.reported: list[Running] = []
-        monkeypatch.setattr(outcomes, "report_running", lambda _, __, running: self.reported.extend(running))
-        monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: None)
+        monkeypatch.setattr(outcomes, "report_running", self._report)
+        monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: set())
         self.attempts = RecordedAttempts()
         fails = parts.pop("acknowledge", None)
         acknowledge = self.attempts.acknowledge
@@ -78,6 +78,10 @@ class JournalWithoutDatabase:
     def _record(self, _: Any, events: Sequence[Event], __: float) -> list[JobControl]:
         self.recorded += [event.item for event in events]
         return []
+
+    def _report(self, _: Any, __: Any, running: Sequence[Running]) -> set[tuple[int, int]]:
+        self.reported += running
+        return {(one.job, one.item) for one in running}
 
     def note(self, item: int, *, ended: float = 0.0, **more: Any) -> None:
         """An attempt that ended."""
@@ -261,10 +265,10 @@ def test_progress_that_could_not_be_written_is_written_at_the_next_look(monkeypa
     attempt = attempt_nine(progress=Progress(1.0, 2.0))
     away = iter([psycopg.OperationalError("away")] * 2)
 
-    def report(_: Any, __: Any, running: Sequence[Running]) -> None:
+    def report(*given: Any) -> set[tuple[int, int]]:
         for error in away:
             raise error
-        rig.reported.extend(running)
+        return rig._report(*given)
 
     monkeypatch.setattr(outcomes, "report_running", report)
     rig.journal.watch()
@@ -326,10 +330,14 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
         looks.append(1)
         return [make_attempt(len(looks))]
 
+    def touch(_: Any, jobs: dict[int, str | None]) -> set[int]:
+        touched.extend(jobs)
+        return set()
+
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(running_rows, "STARTED_JOBS", 5)
     rig = JournalWithoutDatabase(monkeypatch, attempts=look)
-    monkeypatch.setattr(outcomes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
+    monkeypatch.setattr(outcomes, "touch_jobs", touch)
     rig.journal.watch()
     assert wait_until(lambda: len(looks) > 20, TIMEOUT)
     assert rig.journal.close(TIMEOUT)

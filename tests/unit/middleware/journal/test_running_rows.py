@@ -39,12 +39,13 @@ def test_an_attempt_that_says_something_new_is_not_taken_for_hung(
     written: list[Any] = []
     sampled: list[Any] = []
 
-    def report(_: Any, __: Any, running: Sequence[Running]) -> None:
+    def report(_: Any, __: Any, running: Sequence[Running]) -> set[tuple[int, int]]:
         for one in running:
             (sampled if one.stack else written).append(one)
+        return {(one.job, one.item) for one in running}
 
     monkeypatch.setattr(outcomes, "report_running", report)
-    monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: None)
+    monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: set())
     rows = RunningRows(process_without_database(), OutageLog(logging.getLogger("callboard"), "%s"))
     one = Attempt(1, 2, 1, [], {}, actor="work", started=clock.now)
     clock.now += SLOW_SECONDS + LOOK_SECONDS
