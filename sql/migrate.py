@@ -90,7 +90,9 @@ def migrate(url: str) -> list[str]:
 
 
 def check_database(conn: Conn) -> None:
-    """Raise SchemaError for a database whose encoding can't hold every text, and for limits that end what we do."""
+    """Raise SchemaError for a database whose encoding can't hold every text, for limits that end what we do, and where
+    row level security may hide rows of ours.
+    """
     encoding = conn.info.parameter_status("server_encoding") or "UTF8"
     if encoding != "UTF8":
         raise SchemaError(
@@ -104,6 +106,12 @@ def check_database(conn: Conn) -> None:
                 f"{name} is {seconds:g} s in sessions of the role {role}, and must be {LEAST_SECONDS[name]} s or more, "
                 f"or 0: ALTER ROLE {role} SET {name} = '60s', unless the database or the server sets it"
             )
+    for (table,) in conn.execute(statement("tables_with_hidden_rows")):
+        raise SchemaError(
+            f"row level security of callboard.{table} applies to the role {role}: a row that it hides would be taken "
+            f"for one that is gone. ALTER ROLE {role} BYPASSRLS, or ALTER TABLE callboard.{table} DISABLE ROW LEVEL "
+            "SECURITY"
+        )
 
 
 def _apply(conn: Conn) -> list[str]:

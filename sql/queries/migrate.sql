@@ -28,3 +28,9 @@ SELECT number, name, breaking FROM callboard.migrations ORDER BY number
 -- Limits that the role, the database or the server sets for each session. Caller: migrate, and each process's check at its
 -- start. Rows: (name, seconds; 0: none), of those that this server knows.
 SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name = ANY (%s) ORDER BY name
+
+-- name: tables_with_hidden_rows
+-- A table of ours of which this role may not see or change every row, if there is one. Caller: migrate.check_database.
+-- Rows: (name).
+SELECT relname FROM pg_catalog.pg_class
+WHERE relnamespace = to_regnamespace('callboard') AND relkind IN ('r', 'p') AND row_security_active(oid) ORDER BY 1 LIMIT 1

@@ -1,6 +1,7 @@
 """The schema: statements fit it, its enums are the code's words, and code and schema that don't fit are told apart."""
 
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -138,6 +139,23 @@ def test_a_limit_of_each_session_that_would_end_what_we_do_is_refused(limit: str
         says = rf"{limit} is 0.5 s in sessions of the role \w+, and must be \d+ s or more, or 0: ALTER ROLE"
         with connect(database_url) as conn, pytest.raises(SchemaError, match=says):
             migrate.check(conn)
+
+
+def test_a_role_from_which_rows_are_hidden_is_refused(database_url: str) -> None:
+    """It would take an item that it does not see for one that is gone, and drop its message."""
+    role = f"clerk_{uuid.uuid4().hex}"
+    with connect(database_url) as conn:
+        conn.execute(f"CREATE ROLE {role}; GRANT ALL ON ALL TABLES IN SCHEMA callboard TO {role}".encode())
+        conn.execute(f"GRANT USAGE ON SCHEMA callboard TO {role}; SET ROLE {role}".encode())
+        try:
+            assert migrate.check(conn) is None
+            conn.execute("RESET ROLE; ALTER TABLE callboard.items ENABLE ROW LEVEL SECURITY")
+            assert migrate.check(conn) is None  # its owner sees all
+            conn.execute(f"SET ROLE {role}".encode())
+            with pytest.raises(SchemaError, match=r"row level security of callboard\.items applies to the role"):
+                migrate.check(conn)
+        finally:
+            conn.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
