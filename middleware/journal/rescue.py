@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import psycopg
 from psycopg.errors import LockNotAvailable
 
 from callboard.middleware.journal.counter_repair import repair_counters
@@ -30,9 +29,9 @@ def rescue(conn: Conn, worker: int) -> int:
     """
     try:
         return _rescue(conn, worker)
-    except psycopg.errors.CheckViolation as error:
+    except (*DATA_ERRORS, LockNotAvailable) as error:
         if not is_counter_drift(error):
-            raise
+            return _rescue_apart(conn, worker)
     repair_counters(conn, [held.job for held in workers.running_rows(conn, worker)])
     return _rescue(conn, worker)
 
@@ -41,38 +40,42 @@ def _rescue(conn: Conn, worker: int) -> int:
     with transaction(conn):
         if not workers.declare_dead(conn, worker):
             return 0
-        held, requeued = workers.running_rows(conn, worker), 0
+        held = workers.running_rows(conn, worker)
         if held:
             now = time.monotonic()
-            charged = _charged(held)
-            events = [_event(worker, now, one, limit=charged.get(one)) for one in held]
-            requeued = _record(conn, events, now)
-    log.warning("worker %d is dead; its %d items run again elsewhere", worker, requeued)
-    return requeued
+            outcomes.record(conn, _events(worker, now, held), now)
+    log.warning("worker %d is dead; its %d items run again elsewhere", worker, len(held))
+    return len(held)
 
 
-def _record(conn: Conn, events: Sequence[Event], now: float) -> int:
-    """Record these ends in the open transaction; return how many, without those that are refused or locked."""
+def _rescue_apart(conn: Conn, worker: int) -> int:
+    """Requeue a dead worker's items one by one, each in a transaction of its own: jobs are locked after all items."""
+    with transaction(conn):
+        if not workers.declare_dead(conn, worker):
+            return 0
+        held = workers.running_rows(conn, worker)
+    now = time.monotonic()
+    locked = outcomes.locked_jobs(conn, [(one.job, one.item) for one in held])
+    return sum(_record(conn, event, now) for event in _events(worker, now, held) if event.job not in locked)
+
+
+def _record(conn: Conn, event: Event, now: float) -> int:
+    """Record one of these ends; return how many items that were: 0 if it is refused or locked."""
     try:
-        with transaction(conn):
-            outcomes.record(conn, events, now)
+        outcomes.record(conn, [event], now)
     except (*DATA_ERRORS, LockNotAvailable) as error:
-        if is_counter_drift(error):
-            raise
-        if len(events) > 1:
-            middle = len(events) // 2
-            return _record(conn, events[:middle], now) + _record(conn, events[middle:], now)
-        return _record_refused(conn, events[0], now, error)
-    return len(events)
+        if event.state == "failed" or isinstance(error, LockNotAvailable):
+            log.warning("item %d/%d of a dead worker can't be requeued yet: %s", event.job, event.item, error)
+            return 0
+        why = f"its worker died while it was running, and it can't be run again: {describe(error).message}"
+        failure = Failure("crashed", "WorkerDied", why)
+        return _record(conn, replace(event, state="failed", failure=failure, retry=None, crashed=True), now)
+    return 1
 
 
-def _record_refused(conn: Conn, event: Event, now: float, error: Exception) -> int:
-    if event.state == "failed" or isinstance(error, LockNotAvailable):
-        log.warning("item %d/%d of a dead worker can't be requeued yet: %s", event.job, event.item, error)
-        return 0
-    why = f"its worker died while it was running, and it can't be run again: {describe(error).message}"
-    failure = Failure("crashed", "WorkerDied", why)
-    return _record(conn, [replace(event, state="failed", failure=failure, retry=None, crashed=True)], now)
+def _events(worker: int, now: float, held: Sequence[Held]) -> list[Event]:
+    charged = _charged(held) if held else {}
+    return [_event(worker, now, one, limit=charged.get(one)) for one in held]
 
 
 def _charged(held: Sequence[Held]) -> dict[Held, int]:

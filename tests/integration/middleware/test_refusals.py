@@ -167,20 +167,21 @@ def test_a_function_of_ours_in_the_search_path_is_not_taken_for_the_users(conn: 
 
 @pytest.mark.parametrize("how", ["refused", "locked"])
 def test_the_other_items_of_a_dead_worker_run_again(how: str, conn: Conn, database_url: str) -> None:
-    """That of one is refused by a trigger of the user's, or another transaction has locked it."""
-    job, dead = make_job(conn, 10), make_worker(conn)
+    """That of one is refused by a trigger of the user's, or another transaction has locked one of its job."""
+    job, other_job, dead = make_job(conn, 10), make_job(conn, 1), make_worker(conn)
     run(conn, job, range(10), worker=dead)
+    run(conn, other_job, [0], worker=dead)
     workers.stop_worker(conn, dead)
     if how == "refused":
         audit(conn, "INSERT INTO audit_log VALUES (1)", "retrying")
-        assert rescue(conn, dead) == 10
+        assert rescue(conn, dead) == 11
         assert "audit_log" in queries.run(conn, queries.attempts(job, 7))[0]["message"]
     else:
         with connect(database_url) as other, other.transaction():
             other.execute("SELECT FROM callboard.items WHERE job_id = %s AND item = 7 FOR UPDATE", (job,))
-            assert rescue(conn, dead) == 9
+            assert rescue(conn, dead) == 1
         assert workers.dead_workers(conn) == [dead]
-        assert rescue(conn, dead) == 1
+        assert rescue(conn, dead) == 10
     found = status(conn, job)
     assert (found["failed"], found["retrying"]) == ((1, 9) if how == "refused" else (0, 10))
     assert drift(conn) == []
