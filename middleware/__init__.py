@@ -6,7 +6,8 @@ In:    `rabbitmq.consumer` (other brokers: `deferring_consumer`) receives a mess
        retried; `journal.journal` commits many outcomes at once; `rabbitmq.acks` acknowledges after the commit.
 Out:   `submission.submission` stores bulk items as rows, for `callboard.submit` and for POST /jobs (`web.submissions`);
        a plain send goes by `submission.enqueue` and the journal to `submission.send_store`; `publish.publisher` claims
-       rows, `publish.relay` sends them, and `rabbitmq.confirms` waits until RabbitMQ confirms them.
+       rows, or has `publish.send_leases` of what this process sent, `publish.relay` sends them, and `rabbitmq.confirms`
+       waits until RabbitMQ confirms them.
 Sweep: `process.heartbeat` keeps this worker's row alive; one elected process runs `sweep.sweep`, which requeues the
        items of dead workers (`journal.rescue`), republishes lost messages (`sweep.lost_messages`), and deletes the rows
        of deleted jobs (`sweep.retention`).

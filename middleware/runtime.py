@@ -26,6 +26,7 @@ from callboard.middleware.process.heartbeat import Heartbeat, OtherBroker
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import IN_PROCESS, Transport, Unreachable
 from callboard.middleware.submission.actor_lookup import own_signature
 from callboard.middleware.submission.enqueue import send, send_kept
@@ -78,7 +79,9 @@ class Runtime:
         self.in_flight = InFlight(
             self.process, self.consumers, partial(self._wake_publisher, 0.0), self._wake_heartbeat
         )
-        parts = (self.process, self.in_flight, SendStore(self.process).store, self._wake_publisher, self._exit_broken)
+        self._send_leases = SendLeases()
+        store = SendStore(self.process, self._send_leases).store
+        parts = (self.process, self.in_flight, store, self._wake_publisher, self._exit_broken)
         self.journal = self.in_flight.journal = Journal(*parts)
         self._saving = self.in_flight.saving = Journal(*parts, reported_by=self.journal)
         self.submissions = SubmissionLease(self.process)
@@ -96,7 +99,7 @@ class Runtime:
             if self._publisher is None:
                 transport = self.make_transport()
                 self._publisher = Publisher(
-                    self.process, transport, QueueBacklogs(transport, settings.QUEUE_DEPTH.get())
+                    self.process, transport, QueueBacklogs(transport, settings.QUEUE_DEPTH.get()), self._send_leases
                 )
             return self._publisher
 
@@ -144,9 +147,9 @@ class Runtime:
         if self._publisher:
             self._publisher.forget(queue)
 
-    def _publish(self, out: Outgoing, claimed_at: float) -> None:
-        if out.outbox is not None:  # else another process has its claim
-            self.publisher.add(out, claimed_at)
+    def _publish(self, out: Outgoing) -> None:
+        if out.lease is not None:  # else others publish it
+            self.publisher.add(out)
 
     def _wake_publisher(self, after: float) -> None:
         if self._publisher:

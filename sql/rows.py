@@ -299,8 +299,9 @@ class DueQueue:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to publish; `dead`: to the dead letters. `outbox`: the id of its outbox row (None: a bulk item);
-    `standing`: its job is an actor's standing job; `more`: the items of a chunk after the first.
+    """A message to publish; `dead`: to the dead letters. `outbox`: the id of its outbox row; `lease`: of a plain send
+    that its process publishes at once; a bulk item has neither. `standing`: its job is an actor's standing job; `more`:
+    the items of a chunk after the first.
     """
 
     job: int
@@ -317,6 +318,7 @@ class Outgoing:
     outbox: int | None = None
     dead: bool = False
     standing: bool = False
+    lease: int | None = None
     more: tuple["Outgoing", ...] = ()
 
 

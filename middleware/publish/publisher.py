@@ -10,7 +10,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -20,8 +19,8 @@ from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import OUTBOX_BATCH_MESSAGES, Relay
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import Transport, Unreachable
-from callboard.sql import timings
 from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
@@ -42,8 +41,6 @@ STANDSTILL_SECONDS = 60.0
 GATHER_SECONDS = 0.01
 #: Seconds that a publisher waits for a connection when it ends.
 CLOSE_SECONDS = 2.0
-#: Seconds for which a message that this process stored is published from here: its claim holds for longer.
-OWN_MESSAGE_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
 
 
 @dataclass(slots=True)
@@ -53,8 +50,9 @@ class Publisher:
     process: Process
     transport: Transport
     backlogs: QueueBacklogs
+    leases: SendLeases
     batches: int = 0  # of which something was published
-    _added: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # with the monotonic time
+    _added: deque[Outgoing] = field(default_factory=deque)
     _jobs: list[int] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _rounds: threading.Lock = field(default_factory=threading.Lock)  # held in each, from what it takes on
@@ -67,7 +65,7 @@ class Publisher:
     _round_began: float = math.inf  # monotonic
 
     def __post_init__(self) -> None:
-        self._relay = Relay(self.transport, self.backlogs)
+        self._relay = Relay(self.transport, self.backlogs, self.leases)
 
     def start(self) -> None:
         """Poll for work of any process, as a worker does; while the process is idle, only when woken. Without it, only
@@ -77,21 +75,19 @@ class Publisher:
         with self._changed:
             self._ensure_thread()
 
-    def add(self, out: Outgoing, claimed_at: float) -> None:
-        """Publish a message whose outbox row this process has stored and claimed; the claim began after that time."""
+    def add(self, out: Outgoing) -> None:
+        """Publish a message that this process has stored under a lease."""
         with self._changed:
-            self._drop_stale()
-            if claimed_at >= time.monotonic() - OWN_MESSAGE_SECONDS:
-                self._added.append((claimed_at, out))
+            self._added.append(out)
             self._ensure_thread()
             self._changed.notify()
 
     def forget(self, queue: str) -> None:
         """Publish none of the messages that were added for a queue, and wait until what is being published is out."""
         with self._changed:
-            kept = [one for one in self._added if one[1].queue != queue]
-            self._added.clear()
-            self._added.extend(kept)
+            dropped = [out for out in self._added if out.queue == queue]
+            self._added = deque(out for out in self._added if out.queue != queue)
+            self.leases.settle(dropped)
         if self._rounds.acquire(timeout=STANDSTILL_SECONDS):
             self._rounds.release()
 
@@ -148,10 +144,8 @@ class Publisher:
                 if self.transport.trouble is None:  # a process that only sends connects when it has a message
                     _log_outage.over()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
-                _log_outage(error)
                 worked = False
-                if not self._closing:
-                    time.sleep(POLL_SECONDS)
+                self._hold_up(error)
             except BaseException:  # an encoder of the app's may raise anything
                 log.exception("unexpected error in the publisher; it goes on")
                 worked = False
@@ -162,39 +156,47 @@ class Publisher:
             if not worked:
                 self._wait_for_work()
 
+    def _hold_up(self, error: Exception) -> None:
+        """Have others publish what was added, if this process can't reach the broker, and pause."""
+        _log_outage(error)
+        if isinstance(error, Unreachable):
+            self._queue_added()
+        if not self._closing:
+            time.sleep(POLL_SECONDS)
+
     def _end(self) -> None:
-        """Settle what is published; without a database its claims lapse."""
-        if self._relay.settle_at < math.inf:
+        """Settle what is published, and end the leases; without a database all claims lapse."""
+        if min(self._relay.settle_at, self.leases.due) < math.inf:
             with suppress(psycopg.Error, PoolTimeout), self.process.pool.connection(CLOSE_SECONDS) as conn:
                 self._relay.settle(conn)
+                self.leases.maintain(conn, closing=True)
         self.transport.close()
+
+    def _queue_added(self) -> None:
+        """Put what was added into the outbox; without a database its leases lapse."""
+        with self._changed:
+            added, self._added = list(self._added), deque()
+        if added:
+            with (
+                suppress(psycopg.Error, PoolTimeout),
+                self.leases.publishing(added),
+                self.process.pool.connection(CLOSE_SECONDS) as conn,
+            ):
+                self._relay.queue_sends(conn, added, tried=False)
 
     def _take_added(self) -> tuple[list[Outgoing], list[int]]:
         with self._changed:
-            self._drop_stale()
             count = min(len(self._added), OUTBOX_BATCH_MESSAGES)
-            oldest = time.monotonic() - OWN_MESSAGE_SECONDS
-            taken = [self._added.popleft() for _ in range(count)]
-            added = [out for claimed_at, out in taken if claimed_at >= oldest]
+            added = [self._added.popleft() for _ in range(count)]
             jobs, self._jobs = self._jobs, []
-        return added, jobs
-
-    def _drop_stale(self) -> None:
-        """Forget messages that waited for the broker until their claims may have expired.
-
-        Another process claims them and sends them as suspect. A copy sent from here would not be suspect: it would run
-        without asking whether the other one has run.
-        """
-        oldest = time.monotonic() - OWN_MESSAGE_SECONDS
-        while self._added and self._added[0][0] < oldest:
-            self._added.popleft()
+        return self.leases.held(added), jobs
 
     def _wait_for_work(self) -> None:
         """Wait until something is added, a full queue has room again, or the poll is due."""
         polls = self._polls and (self.transport.trouble is not None or not self.process.idle)
         self._looks = True
         end = time.monotonic() + (POLL_SECONDS if polls else SENDER_POLL_SECONDS)
-        end = min(end, self._relay.settle_at)
+        end = min(end, self._relay.settle_at, self.leases.due)
         while (left := end - time.monotonic()) > 0:
             full = self.backlogs.queues_to_poll() if self._polls else []
             if self._wait_for_change(min(left, FULL_QUEUE_POLL_SECONDS) if full else left):
@@ -218,16 +220,19 @@ class Publisher:
 
     def _round(self, added: list[Outgoing], jobs: list[int]) -> bool:
         """Publish one batch of each kind of work; return whether there was any."""
-        settles = self._relay.settle_at <= time.monotonic()
-        if not (added or jobs or settles or self._looks):
+        now = time.monotonic()
+        settles, maintains = self._relay.settle_at <= now, self.leases.due <= now
+        if not (added or jobs or settles or maintains or self._looks):
             return False
-        with self.process.pool.connection() as conn:
+        with self.leases.publishing(added), self.process.pool.connection() as conn:
             # Where nobody polls, what is left for later would be left for good.
             polls = self._polls and not self._closing
-            publish = self._relay.publish_sent if polls else partial(self._relay.publish_outbox, own=True)
+            publish = self._relay.publish_sends_with_room if polls else self._relay.publish_sends
             worked = bool(added) and publish(conn, added) > 0
             if settles:
                 self._relay.settle(conn)
+            if maintains:
+                self.leases.maintain(conn)
             for job in jobs:
                 worked |= bool(self._relay.publish_job(conn, job, []))
             if polls and self._looks:

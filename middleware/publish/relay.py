@@ -7,8 +7,9 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import psycopg
 from psycopg.errors import LockNotAvailable
@@ -19,11 +20,12 @@ from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish import lanes
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.chunking import chunk_size, into_chunks
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import Answer, Transport, Unpublishable, Unreachable
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Outgoing, PublishClaim
-from callboard.sql.writes import outcomes, publishing
+from callboard.sql.writes import outcomes, publishing, sends
 from callboard.sql.writes.lanes import ClaimTakenOver, renew_claim
 
 log = logging.getLogger("callboard.publisher")
@@ -35,9 +37,6 @@ OUTBOX_BATCH_MESSAGES = 500
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
-#: Seconds for which the rows of sent messages gather that the broker has confirmed, to be deleted together. A process
-#: that dies meanwhile leaves them to another, which publishes them once more, as suspect.
-SETTLE_SECONDS = 0.1
 #: Seconds between two looks whether jobs are still locked by other transactions, of which messages are to be settled;
 #: the claims of these are renewed, so that nobody sends them again.
 LOCKED_PAUSE_SECONDS = 1.0
@@ -56,33 +55,25 @@ class Relay:
 
     transport: Transport
     backlogs: QueueBacklogs
-    _confirmed: list[Outgoing] = field(default_factory=list)  # own messages whose rows are to be deleted
-    _locked: list[Outgoing] = field(default_factory=list)  # likewise, of jobs that another transaction has locked
-    settle_at: float = math.inf  # monotonic: when they are
+    leases: SendLeases
+    _locked: list[Outgoing] = field(default_factory=list)  # confirmed, of jobs that another transaction has locked
+    settle_at: float = math.inf  # monotonic: when their rows are deleted
     _locked_looks: int = 0  # in a row
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
-    def publish_outbox(
-        self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None, *, own: bool = False
-    ) -> int:
+    def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None) -> int:
         """Publish messages whose outbox rows are claimed, and settle the rows; return how many rows that were.
 
         `claim` is that of the job in whose turn they are published, if any; then raises _QueueRefused if none is taken.
-        `own`: this process has sent them, so the rows of those that are confirmed are settled together, by `settle`.
         """
-        failure: Unreachable | None = None
-        try:
-            with self._renewing(conn, claim, batch):
-                answers = self.transport.publish(batch)
-        except Unreachable as error:
-            failure = error
-            answers = error.answers + [False] * (len(batch) - len(error.answers))
+        answers, failure = self._publish(conn, batch, claim)
         sent = [out for out, answer in zip(batch, answers, strict=True) if answer is True]
         unsent = [out for out, answer in zip(batch, answers, strict=True) if answer is False]
         broken = _broken(batch, answers)
         if sent:
-            self._confirm(conn, sent, own=own)
+            self._delete(conn, sent)
+            self._count(sent)
         if broken:
             with transaction(conn):
                 publishing.confirm_outbox(conn, [out for out, _ in broken])
@@ -97,27 +88,32 @@ class Relay:
             _log_refusal(self._refusal(unsent[0].queue))
         return len(sent) + len(broken)
 
-    def _confirm(self, conn: Conn, sent: Sequence[Outgoing], *, own: bool) -> None:
-        if own:
-            self.settle_at = min(self.settle_at, time.monotonic() + SETTLE_SECONDS)
-            self._confirmed += sent
-        else:
-            self._delete(conn, sent)
+    def _publish(
+        self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None
+    ) -> tuple[list[Answer], Unreachable | None]:
+        """Publish messages of the outbox, or sends of this process; return the answer to each, and why there are no
+        more.
+        """
+        try:
+            with self._renewing(conn, claim, [out for out in batch if out.outbox is not None]):
+                return self.transport.publish(batch), None
+        except Unreachable as error:
+            return error.answers + [False] * (len(batch) - len(error.answers)), error
+
+    def _count(self, sent: Sequence[Outgoing]) -> None:
         metrics.count(lambda m: m.count_published(len(sent)))
         self.backlogs.count_messages(out.queue for out in sent)
 
     def settle(self, conn: Conn) -> None:
-        """Delete the rows of this process's messages that the broker has confirmed. Those of jobs that another
-        transaction has locked are claimed for longer, until it has ended.
+        """Delete the rows of confirmed messages whose jobs other transactions had locked. Those of jobs that still are
+        locked are claimed for longer, until it has ended.
         """
-        if self._locked:
-            free, self._locked = _split(conn, self._locked)
-            self._confirmed += free
-            publishing.renew_outbox(conn, self._locked)
-        while self._confirmed:
-            self._delete(conn, self._confirmed[:OUTBOX_BATCH_MESSAGES])
-            del self._confirmed[:OUTBOX_BATCH_MESSAGES]
+        if not self._locked:
+            return
+        free, self._locked = _split(conn, self._locked)
+        publishing.renew_outbox(conn, self._locked)
         self.settle_at = time.monotonic() + LOCKED_PAUSE_SECONDS if self._locked else math.inf
+        self._delete(conn, free)
 
     def _delete(self, conn: Conn, sent: Sequence[Outgoing]) -> None:
         """Delete the rows of confirmed messages; put off those of jobs that another transaction has locked."""
@@ -132,26 +128,57 @@ class Relay:
             self._locked += locked
             self.settle_at = min(self.settle_at, time.monotonic() + LOCKED_PAUSE_SECONDS)
 
-    # Jobs in their turn ----------------------------------------------------------------------------------------------
+    # What this process sends -----------------------------------------------------------------------------------------
 
-    def publish_sent(self, conn: Conn, sent: Sequence[Outgoing]) -> int:
-        """Publish messages that this process sent, as many as their queues have room for; return how many that were.
+    def publish_sends(self, conn: Conn, batch: Sequence[Outgoing]) -> int:
+        """Publish sends of this process, which has a lease of each; return how many are published, or never will be.
+        The others go into the outbox.
+        """
+        answers, failure = self._publish(conn, batch)
+        sent = [out for out, answer in zip(batch, answers, strict=True) if answer is True]
+        unsent = [out for out, answer in zip(batch, answers, strict=True) if answer is False]
+        broken = _broken(batch, answers)
+        self.leases.settle(sent)
+        if sent:
+            self._count(sent)
+        if broken:
+            _fail(conn, broken)
+            self.leases.settle(out for out, _ in broken)
+        self.queue_sends(conn, unsent, pause=0.0 if failure else REFUSED_PAUSE_SECONDS)
+        if failure is not None:
+            raise failure
+        if unsent:
+            _log_refusal(self._refusal(unsent[0].queue))
+        return len(sent) + len(broken)
 
-        The others wait for the turn of their job, as all do.
+    def publish_sends_with_room(self, conn: Conn, batch: Sequence[Outgoing]) -> int:
+        """Publish as many sends of this process as their queues have room for; return how many that were. The others
+        wait for the turn of their job, as all do.
         """
         try:
-            rooms = {queue: self.backlogs.room(queue) for queue in {out.queue for out in sent}}
+            rooms = {queue: self.backlogs.room(queue) for queue in {out.queue for out in batch}}
         except Unreachable:
-            publishing.release_outbox(conn, sent, tried=False)
+            self.queue_sends(conn, batch, tried=False)
             raise
         now: list[Outgoing] = []
         later: list[Outgoing] = []
-        for out in sent:
+        for out in batch:
             rooms[out.queue] -= 1
             (now if rooms[out.queue] >= 0 else later).append(out)
-        if later:
-            publishing.release_outbox(conn, later, tried=False)
-        return self.publish_outbox(conn, now, own=True) if now else 0
+        self.queue_sends(conn, later, tried=False)
+        return self.publish_sends(conn, now) if now else 0
+
+    def queue_sends(self, conn: Conn, batch: Sequence[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:
+        """Put sends of this process into the outbox; see `sends.queue_sends`. The leases of a job that another
+        transaction has locked are left to lapse.
+        """
+        for _, group in groupby(sorted(batch, key=lambda out: out.job), lambda out: out.job):
+            queued = list(group)
+            with suppress(LockNotAvailable), self.leases.publishing(queued):
+                sends.queue_sends(conn, queued, pause=pause, tried=tried)
+                self.leases.settle(queued)
+
+    # Jobs in their turn ----------------------------------------------------------------------------------------------
 
     def publish_due(self, conn: Conn) -> bool:
         """Publish a batch of what is due in the outbox, and the next job in turn; return whether there was any, or soon
@@ -329,6 +356,7 @@ class Relay:
                     renew_claim(conn, claim)
                 if batch:
                     publishing.renew_outbox(conn, batch)
+                self.leases.maintain(conn)
             except (psycopg.Error, ClaimTakenOver):
                 log.debug(
                     "claims could not be renewed; those that expire are published again as suspect", exc_info=True

@@ -32,8 +32,8 @@ CHILDREN_LIMIT, CHILDREN_LIMIT_BYTES = 100_000, 64 * 2**20
 #: Seconds that a plain send waits for its row.
 SEND_SECONDS = 10.0
 
-#: Publishes a stored message, whose claim began after this monotonic time.
-Publish: TypeAlias = Callable[[Outgoing, float], None]
+#: Publishes a stored message, if this process is to.
+Publish: TypeAlias = Callable[[Outgoing], None]
 
 #: The job that a `with callboard.job(…)` block gives to plain sends; 0: the actor's standing job.
 current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
@@ -184,7 +184,6 @@ def _retry_options(message: Any) -> dict[str, Any]:
 
 
 def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publish: Publish) -> None:
-    began = time.monotonic()  # before the claim does: its COMMIT may take long
     stored = store(item)
     try:
         try:
@@ -202,5 +201,4 @@ def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publi
         if isinstance(error, MISFIT):
             why = "it has no callboard schema that fits this code; run `callboard migrate`"
         raise NotStored(f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}") from error
-    if item.delay == 0:
-        publish(out, began)
+    publish(out)

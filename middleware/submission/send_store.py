@@ -1,5 +1,6 @@
 """Stores plain sends: in the job that they name, or in their actor's standing job of the day."""
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ import psycopg
 
 from callboard.middleware.journal.journal import Send, UncertainCommit
 from callboard.middleware.process.process import Process
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes.sends import add_items, items_by_key, lock_for_keys, standing_job
@@ -19,11 +21,12 @@ class JobClosed(RuntimeError):
 
 @dataclass(slots=True)
 class SendStore:
-    """Stores plain sends of this process, one transaction for many. If the process publishes, it claims their messages
-    in the same transaction.
+    """Stores plain sends of this process, one transaction for many. If the process publishes, it does so under leases
+    that say so.
     """
 
     process: Process
+    leases: SendLeases
     _standing: dict[str, int] = field(default_factory=dict)  # by actor
 
     def store(self, conn: Conn, sends: Sequence[Send]) -> None:
@@ -44,9 +47,12 @@ class SendStore:
         named, copies = _one_a_key([(send, replace(send.item, job=self._job(conn, send.item))) for send in sends])
         keys = [(item.actor, item.key, item.job, send.redelivered) for send, item in named if item.key is not None]
         known: dict[tuple[str, str], tuple[int, int]] = {}
-        adding = False
+        adding, began = False, time.monotonic()
         try:
-            with transaction(conn) if keys else nullcontext():
+            with (
+                self.leases.joining({item.job for _, item in named}) as leases,
+                transaction(conn) if keys else nullcontext(),
+            ):
                 if keys:
                     # A statement after the one that locks the jobs sees all the keys that they have.
                     lock_for_keys(conn, (item.job for _, item in named), (actor for actor, *_ in keys))
@@ -55,7 +61,7 @@ class SendStore:
                 adding = True
                 added = add_items(
                     conn, [item for _, item in new], publishing=self.process.publishes,
-                    children=[send.child for send, _ in new],
+                    children=[send.child for send, _ in new], leases=leases,
                 )  # fmt: skip
         except psycopg.OperationalError as error:
             if adding and error.sqlstate is None:
@@ -66,7 +72,9 @@ class SendStore:
                 _resolve(send, *stored, None, seen=True)
         for (send, item), place in zip(new, added, strict=True):
             if place is not None:
-                _resolve(send, item.job, *place)
+                number, lease = place
+                self.leases.add(lease, item.job, began)
+                _resolve(send, item.job, number, lease)
         closed = [send for send, _ in named if not send.stored.done()]
         return closed + self._store(conn, copies) if copies else closed
 
@@ -92,11 +100,11 @@ def _one_a_key(named: Iterable[tuple[Send, NewItem]]) -> tuple[list[tuple[Send, 
     return first, copies
 
 
-def _resolve(send: Send, job: int, number: int, outbox: int | None, *, seen: bool = False) -> None:
-    """Give a sender its item's message; `outbox`: the claimed row, or None; `seen`: the item was stored before."""
+def _resolve(send: Send, job: int, number: int, lease: int | None, *, seen: bool = False) -> None:
+    """Give a sender its item's message; without a `lease` it doesn't publish it. `seen`: the item was stored before."""
     item = send.item
     out = Outgoing(
         job, number, 1, 0, seen, item.actor, item.queue, item.message_id, item.args, item.options, item.sent_ms,
-        outbox=outbox, standing=item.job == 0,
+        standing=item.job == 0, lease=lease,
     )  # fmt: skip
     send.stored.set_result(out)

@@ -24,7 +24,7 @@ from callboard.sql import timings
 from callboard.sql.errors import TRANSIENT, is_misconfigured
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobPage, Lease
-from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
+from callboard.sql.writes import claims, jobs, sends, stages, submission, sweep, workers
 
 log = logging.getLogger("callboard.sweep")
 _log_error = OutageLog(log, "a step of the sweep failed, and is tried again: %s")
@@ -148,7 +148,7 @@ class Sweep:
         # In an outage of the database no worker could beat: each gets the time to beat again.
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
             yield from (_rescue_dead, sweep.drop_unheld_running, _stop_abandoned)
-        yield sweep.analyze_grown_tables
+        yield from (sends.queue_lapsed_sends, sweep.analyze_grown_tables)
         yield from (_seal_standing, _stop_late, jobs.close_stopped, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now

@@ -299,6 +299,7 @@ CREATE TABLE callboard.items (
     state            callboard.item_state NOT NULL DEFAULT 'waiting',
     state_before     callboard.item_state,       -- the state left by the last transition, read as locked
     worker           integer,                    -- whose outcome was the last recorded
+    lease            integer,                    -- of a send: its process published it under this; see send_leases
     crashes          smallint NOT NULL DEFAULT 0,  -- deaths of workers charged to it
     crashes_dropped  smallint,                   -- charged to it until it ended by itself; NULL: none
     actor            text,                       -- NULL: the job's
@@ -377,7 +378,17 @@ CREATE TABLE callboard.running (
 
 CREATE INDEX running_by_worker ON callboard.running (worker);
 
--- What is to be published and has no place in a job's bulk range: plain sends, children, retries, orphans, delays.
+-- Claims of processes on the plain sends that they have stored and publish at once, of a job each. Of an item whose lease is
+-- here nobody knows whether it is published yet. It has no row in the outbox, and counts as published.
+CREATE TABLE callboard.send_leases (
+    id               integer GENERATED ALWAYS AS IDENTITY (CYCLE) PRIMARY KEY,
+    first_item       integer NOT NULL,           -- of its job; its own items have this number or a higher one
+    job_id           bigint NOT NULL,
+    ends_at          timestamptz NOT NULL        -- past: its process vanished
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+
+-- What is to be published and has no place in a job's bulk range: children, retries, orphans, delays, and plain sends that
+-- wait for their time, for their job's turn, or for the broker.
 CREATE TABLE callboard.outbox (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id           bigint NOT NULL,

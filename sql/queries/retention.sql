@@ -185,6 +185,8 @@ WITH e AS (
     DELETE FROM callboard.callbacks WHERE job_id = %(job)s
 ), t AS (
     DELETE FROM callboard.turns WHERE job_id = %(job)s
+), l AS (
+    DELETE FROM callboard.send_leases WHERE job_id = %(job)s
 ), shared AS (
     DELETE FROM callboard.tokens WHERE job_id = %(job)s
 )

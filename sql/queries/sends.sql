@@ -42,12 +42,14 @@ ORDER BY k.actor, k.item_key, i.job_id DESC
 -- name: add_items
 -- Plain sends and messages recorded on sight, in one statement and so in one transaction. Each is numbered from the total
 -- of its job on, as the job is locked.
--- Transition: none -> waiting; with an outbox row, unless its message is under way already. It is claimed for its sender,
--- unless it waits for its time, or its job is one of which others wait, too (see claim_outbox).
+-- Transition: none -> waiting. One that its sender is to publish gets a lease of its job, held or new, and counts as
+-- published. The others get a row in the outbox, unless their message is under way already: one that waits for its time, or
+-- of a job of which others wait, too (see claim_outbox).
 -- Guard: the job is neither over nor being stopped nor of stages, nor sealed, but for what its own items send (`child`).
 -- One with a key that its job has already is refused by the index: the caller looks for it under the lock of the job.
--- Caller: the store of sends. Rows: (nth, item, outbox id; NULL: it is not claimed) of what is stored.
--- Lock order: jobs by id. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
+-- A lease that somebody ends in this moment is not held.
+-- Caller: the store of sends. Rows: (nth, item, lease; NULL: its sender does not publish it) of what is stored.
+-- Lock order: jobs by id, then leases without waiting for any. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 WITH new AS (
     SELECT n.*, (%(child)s::bool[])[n.nth] AS child
     FROM {NewItem} AS n, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
@@ -57,24 +59,85 @@ WITH new AS (
            %(publishing)s AND j.state <> 'paused' AND NOT {is_limited} AND {its_time_is} AS goes
     FROM callboard.jobs AS j WHERE j.id IN (SELECT job FROM new) ORDER BY j.id FOR NO KEY UPDATE OF j
 ), taken AS (
-    SELECT n.*, l.goes AND n.delay = 0 AS goes, l.total + row_number() OVER (PARTITION BY n.job ORDER BY n.nth) - 1 AS item
+    SELECT n.*, l.goes AND n.delay = 0 AND n.published IS NOT TRUE AS goes,
+           l.total + row_number() OVER (PARTITION BY n.job ORDER BY n.nth) - 1 AS item
     FROM new AS n JOIN locked AS l ON l.id = n.job WHERE l.takes AND (n.child OR NOT l.sealed)
+), held AS (
+    SELECT id, job_id FROM callboard.send_leases WHERE id = ANY (%(leases)s::int[]) FOR KEY SHARE SKIP LOCKED
+), opened AS (
+    INSERT INTO callboard.send_leases (job_id, first_item, ends_at)
+    SELECT job, min(item), now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) FROM taken
+    WHERE goes AND job NOT IN (SELECT job_id FROM held) GROUP BY job
+    RETURNING id, job_id
+), placed AS (
+    SELECT t.*, CASE WHEN t.goes THEN l.id END AS lease
+    FROM taken AS t LEFT JOIN (SELECT * FROM held UNION ALL SELECT * FROM opened) AS l ON l.job_id = t.job
 ), stored AS (
-    INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key)
-    SELECT job, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), key FROM taken
+    INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key, lease)
+    SELECT job, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), key, lease FROM placed
 ), grown AS (
     UPDATE callboard.jobs AS j
     SET total = l.total + t.items, published = l.published + t.published, updated_at = now()
     FROM locked AS l JOIN (
-        SELECT job, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM taken GROUP BY 1
+        SELECT job, count(*) AS items, count(*) FILTER (WHERE published OR goes) AS published FROM taken GROUP BY 1
     ) AS t ON t.job = l.id
     WHERE j.id = l.id
 ), queued AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first, claimed_until)
-    SELECT job, item, 1, queue, now() + make_interval(secs => delay), sent_ms, true,
-           CASE WHEN goes THEN now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) END
-    FROM taken WHERE published IS NOT TRUE
-    RETURNING job_id, item, id, claimed_until
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first)
+    SELECT job, item, 1, queue, now() + make_interval(secs => delay), true FROM taken WHERE published IS NOT TRUE AND NOT goes
 )
-SELECT t.nth, t.item, q.id FROM taken AS t
-LEFT JOIN queued AS q ON q.job_id = t.job AND q.item = t.item AND q.claimed_until IS NOT NULL
+SELECT nth, item, lease FROM placed
+
+-- name: renew_send_leases
+-- The broker is slow to confirm what is published under these leases. Guard: they are there; one that lapsed may be gone.
+-- Caller: the publisher. Rows: (id) of those that hold on. Lock order: leases, without waiting for any.
+UPDATE callboard.send_leases AS l SET ends_at = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s)
+FROM (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND ends_at > now() FOR NO KEY UPDATE SKIP LOCKED) AS h
+WHERE l.id = h.id
+RETURNING l.id
+
+-- name: end_send_leases
+-- All that was sent under these leases is published, or has a row in the outbox. Caller: the publisher.
+DELETE FROM callboard.send_leases WHERE id = ANY (%(leases)s)
+
+-- name: lapsed_send_leases
+-- The leases of processes that vanished. Caller: the sweep. Rows: (lease).
+SELECT id FROM callboard.send_leases WHERE ends_at <= now() ORDER BY id LIMIT %(limit)s
+
+-- name: end_lapsed_send_lease
+-- Guard: it has lapsed, and nobody has it in hand. Caller: the sweep, which queues in the same transaction what was sent under
+-- it: whoever stores a send under it has committed that by then. Rows: (job, first item), or none.
+DELETE FROM callboard.send_leases
+WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = %(lease)s AND ends_at <= now() FOR UPDATE SKIP LOCKED)
+RETURNING job_id, first_item
+
+-- name: queue_sends
+-- Sends of stretches of jobs, from `low` to below `high`, that were stored under a lease and go into the outbox, to be
+-- published by anybody: their process could not, or vanished. They count as published no more.
+-- `tried`: they may have been published, so they are suspect. `pause`: the seconds after which they are due.
+-- Guard: the item waits for its first attempt, and has no row in the outbox.
+-- Caller: the publisher; the sweep. Lock order: items by key, their outbox rows, then jobs by id. Waits for a lock for
+-- LOCK_WAIT_SECONDS at most.
+WITH held AS (
+    SELECT i.* FROM (
+        SELECT s.* FROM unnest(%(lease)s::int[], %(job)s::bigint[], %(low)s::bigint[], %(high)s::bigint[])
+            AS s (lease, job_id, low, high), {lock_wait} OFFSET 0
+    ) AS s CROSS JOIN LATERAL (
+        SELECT i.job_id, i.item, i.attempt, i.queue FROM callboard.items AS i
+        WHERE i.job_id = s.job_id AND i.item >= s.low AND i.item < s.high AND i.lease = s.lease
+          AND i.state = 'waiting' AND i.attempt = 1
+        ORDER BY i.item OFFSET 0 FOR NO KEY UPDATE
+    ) AS i
+), queued AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect)
+    SELECT job_id, item, attempt, coalesce(queue, ''), now() + make_interval(secs => %(pause)s), true, %(tried)s
+    FROM held ORDER BY job_id, item
+    ON CONFLICT (job_id, item) DO NOTHING
+    RETURNING job_id
+), locked AS (
+    SELECT j.id, q.queued FROM callboard.jobs AS j
+    JOIN (SELECT job_id, count(*) AS queued FROM queued GROUP BY job_id) AS q ON q.job_id = j.id
+    ORDER BY j.id FOR NO KEY UPDATE OF j
+)
+UPDATE callboard.jobs AS j SET published = j.published - l.queued, updated_at = now()
+FROM locked AS l WHERE j.id = l.id

@@ -113,6 +113,8 @@ WITH back AS (
     SET due_at = CASE WHEN due_at = timestamptz '9999-01-01Z' THEN due_at ELSE due_at - time END,
         claimed_until = CASE WHEN claimed_until IS NOT NULL THEN least(claimed_until, back.published) END
     FROM message, back WHERE o.id = message.id
+), sends AS (
+    UPDATE callboard.send_leases SET ends_at = back.published FROM back WHERE ends_at > back.published
 ), running AS (
     UPDATE callboard.running AS r SET started_at = started_at - time
     FROM flying AS f, back WHERE r.job_id = f.job_id AND r.item = f.item
@@ -254,7 +256,8 @@ DELETE FROM callboard.running AS r USING gone AS g WHERE r.job_id = g.job_id AND
 
 -- name: unheld_items
 -- Published items of stretches of jobs that are open and that nobody is known to hold: not in the
--- outbox, not in `running`, not in any live worker's hands at its last beat. They are queued, or lost.
+-- outbox, not in `running`, not in any live worker's hands at its last beat, and their process is not publishing them. They
+-- are queued, or lost.
 -- OFFSET 0: looked up for each, whatever the planner makes of a job that it doesn't know; of most jobs the outbox has none.
 -- Caller: the search for lost messages. Rows: (job, item, attempt, queue), by job and item, `limit` of a stretch at most.
 WITH {held}
@@ -268,6 +271,7 @@ CROSS JOIN LATERAL (
     SELECT i.item, i.attempt, i.queue FROM callboard.items AS i
     WHERE i.job_id = r.job_id AND i.item >= r.low AND i.item < r.high AND i.state = 'waiting'
       AND (i.message_id IS NOT NULL OR i.item < j.watermark)
+      AND (i.lease IS NULL OR i.lease NOT IN (SELECT id FROM callboard.send_leases))  -- hashed
       AND (i.job_id, i.item) NOT IN (SELECT job_id, item FROM held)  -- hashed
       AND (o.first IS NULL
            OR NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item OFFSET 0))

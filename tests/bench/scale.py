@@ -16,6 +16,7 @@ from typing import Any
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import Relay
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.sweep.retention import Retention
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import pool
@@ -78,7 +79,7 @@ class Side:
     def __post_init__(self) -> None:
         self.sweep = Sweep(Process(self.url), BusyTransport, _retention=Retention(KEPT_SECONDS))
         transport = BusyTransport()
-        self.relay = Relay(transport, QueueBacklogs(transport))
+        self.relay = Relay(transport, QueueBacklogs(transport), SendLeases())
 
 
 def table(rig: Rig, items: int, runs: int) -> Iterator[str]:

@@ -49,6 +49,7 @@ class Writers(ConcurrentWriters):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.sent: list[Outgoing] = []  # what RabbitMQ was given
+        self.sends: list[Outgoing] = []  # plain sends that are to be published
         self._process = Process(url)
         with connect(url) as conn:
             self.jobs = [self._make(conn, n) for n in range(JOBS)]
@@ -134,6 +135,9 @@ class Writers(ConcurrentWriters):
             conn.execute(old, (chance.choice(self.workers),))
         for worker in workers.dead_workers(conn):
             rescue(conn, worker)
+        if chance.random() < 0.2:
+            conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
+        sends.queue_lapsed_sends(conn)
         jobs.stop_overdue_jobs(conn)
         jobs.close_stopped(conn)
         assert jobs.close_jobs(conn) == []
@@ -148,9 +152,24 @@ class Writers(ConcurrentWriters):
         CallbackDispatcher(self._process).turn(conn)
 
     def send(self, conn: Conn, chance: random.Random) -> None:
-        """Plain sends into several jobs."""
+        """Plain sends into several jobs. Their process publishes some of them, and can't publish others."""
         new = [self._sent_to(job, chance) for job in chance.sample(self.jobs, 3)]
-        sends.add_items(conn, new, publishing=chance.random() < 0.5)
+        held = sends.renew_send_leases(conn, {out.lease or 0 for out in self.sends})
+        added = sends.add_items(conn, new, publishing=chance.random() < 0.8, leases=held)
+        for item, place in zip(new, added, strict=True):
+            if place and place[1]:
+                self.sends.append(
+                    Outgoing(
+                        item.job, place[0], 1, 0, suspect=False, actor="child", queue="default",
+                        message_id=item.message_id, args=item.args, options=None, sent_ms=5, lease=place[1],
+                    )
+                )  # fmt: skip
+        batch, self.sends = self.sends[:-6], self.sends[-6:]
+        published = [out for out in batch if chance.random() < 0.7]
+        self.sent += published
+        sends.queue_sends(conn, [out for out in batch if out not in published], tried=chance.random() < 0.5)
+        if chance.random() < 0.5:
+            sends.end_send_leases(conn, {out.lease or 0 for out in batch} - {out.lease for out in self.sends})
 
     @staticmethod
     def _sent_to(job: int, chance: random.Random) -> NewItem:

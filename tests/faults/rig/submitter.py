@@ -26,7 +26,7 @@ from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.middleware.submission import send_store, submission
 from callboard.sql import timings
 from callboard.sql.rows import Outgoing
-from callboard.sql.writes import publishing
+from callboard.sql.writes import publishing, sends
 from callboard.sql.writes import submission as submission_writes
 
 CHUNK, SENDS = 100, 1_000
@@ -106,7 +106,7 @@ SEND_STAGES: dict[str, Callable[[], None]] = {
     "before a COMMIT": lambda: at(send_store, "add_items", call=5),
     "after a COMMIT": lambda: at(send_store, "add_items", call=5, done=True),
     "in publishing sends": half_sent,
-    "before it says what is sent": lambda: at(publishing, "confirm_outbox"),
+    "before it says what is sent": lambda: at(sends, "end_send_leases"),
 }
 
 

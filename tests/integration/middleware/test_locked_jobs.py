@@ -22,6 +22,7 @@ from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.process import outage
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import Relay
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
@@ -149,7 +150,7 @@ def test_a_journal_that_closes_waits_for_a_locked_job(conn: Conn, database_url: 
 def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn, database_url: str) -> None:
     """The publisher goes on with other jobs, and nobody publishes the messages of that job again."""
     transport = StubTransport()
-    relay = Relay(transport, QueueBacklogs(transport))
+    relay = Relay(transport, QueueBacklogs(transport), SendLeases())
     held, other = (make_job(conn, 1, name=name) for name in ("held", "other"))
     for job in (held, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)

@@ -11,6 +11,7 @@ import dramatiq
 import pytest
 
 from callboard.middleware.journal.journal import Send
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.submission import send_store
 from callboard.middleware.submission.enqueue import foreign_item
 from callboard.middleware.submission.send_store import SendStore
@@ -31,7 +32,7 @@ MESSAGE: dramatiq.Message[None] = dramatiq.Message("default", "work", (1,), {}, 
 def stores(database_url: str) -> Iterator[list[SendStore]]:
     """The stores of two processes."""
     with process_on(database_url) as one, process_on(database_url) as other:
-        yield [SendStore(one), SendStore(other)]
+        yield [SendStore(one, SendLeases()), SendStore(other, SendLeases())]
 
 
 def store(conn: Conn, store: SendStore, *, redelivered: bool = False) -> Outgoing:

@@ -2,24 +2,30 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import dramatiq
 import pytest
 
+from callboard.middleware.journal.journal import Send
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish import relay as relay_module
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import Answer, Unpublishable, Unreachable
+from callboard.middleware.submission.enqueue import new_item
+from callboard.middleware.submission.send_store import SendStore
 from callboard.sql import timings
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes import actions, lanes, publishing, retry_action, sends, workers
 from callboard.sql.writes.jobs import lock_jobs
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
-from tests.support.jobs import make_job, make_worker, publish, record, status
+from tests.support.jobs import make_job, make_worker, publish, record, status, unheld
 from tests.support.process_parts import process_on
 from tests.support.transports import StubTransport
 
@@ -88,12 +94,28 @@ def transport() -> RefusingTransport:
 @pytest.fixture
 def publisher(process: Process, transport: RefusingTransport) -> Publisher:
     """A publisher that polls for work, but whose rounds the test runs."""
-    return Publisher(process, transport, QueueBacklogs(transport), _polls=True)
+    return Publisher(process, transport, QueueBacklogs(transport), SendLeases(), _polls=True)
 
 
 def send(conn: Conn, job: int, item: int, queue: str) -> None:
     new = NewItem(job, "work", queue, f"m-{item}", b'{"args":[],"kwargs":{}}', None, 0)
     assert sends.add_items(conn, [new], publishing=False, children=[True]) == [(item, None)]
+
+
+def sent(conn: Conn, process: Process, leases: SendLeases, count: int, *, actor: str = "work") -> list[Outgoing]:
+    """Plain sends that a process has stored, and publishes."""
+    stored: list[Send] = []
+    for number in range(count):
+        message: dramatiq.Message[None] = dramatiq.Message("default", actor, (number,), {}, {})
+        stored.append(Send(new_item(message, job=0)))
+    SendStore(process, leases).store(conn, stored)
+    return [send.stored.result(0) for send in stored]
+
+
+def counts(conn: Conn) -> tuple[int, int]:
+    """How many leases there are, and messages in the outbox."""
+    (found,) = conn.execute("SELECT (SELECT count(*) FROM callboard.send_leases), count(*) FROM callboard.outbox")
+    return found
 
 
 @pytest.mark.parametrize("how", ["bulk", "chunks", "sent", "in turn", "in lanes"])
@@ -148,16 +170,127 @@ def test_what_a_worker_sends_goes_out_as_its_queue_has_room(
     conn: Conn, process: Process, transport: RefusingTransport
 ) -> None:
     """Else what one item sends lies before all that others have; the rest waits for its turn, sent by nobody yet."""
-    publisher = Publisher(process, transport, QueueBacklogs(transport, 10), _polls=True)
-    job = make_job(conn, 0, sealed=False)
-    for item in range(40):
-        send(conn, job, item, "default")
-    assert publisher._round(publishing.claim_outbox(conn, 40), []) is True
+    leases = SendLeases()
+    publisher = Publisher(process, transport, QueueBacklogs(transport, 10), leases, _polls=True)
+    added = sent(conn, process, leases, 40)
+    assert publisher._round(added, []) is True
     assert len(transport.sent) == 20  # ten from here, and ten of its turn
     left = "SELECT count(*), bool_or(suspect), bool_or(claimed_until IS NOT NULL) FROM callboard.outbox"
-    assert conn.execute(left).fetchone() == (30, False, True)  # those from here are to be settled together
-    publisher._relay.settle(conn)
     assert conn.execute(left).fetchone() == (20, False, False)
+    assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (20,)
+
+
+def test_what_a_process_sends_is_published_without_a_row_in_the_outbox(
+    conn: Conn, process: Process, transport: RefusingTransport
+) -> None:
+    """A row for each that is deleted at once would cost more than the item's own."""
+    leases = SendLeases()
+    publisher = Publisher(process, transport, QueueBacklogs(transport), leases)
+    added = sent(conn, process, leases, 2)
+    assert counts(conn) == (1, 0)
+    assert publisher._round(added, []) is True
+    assert transport.sent == [0, 1]
+    added = sent(conn, process, leases, 1)
+    leases.maintain(conn, closing=True)
+    assert counts(conn) == (1, 0)  # of the last nobody knows yet
+    publisher._round(added, [])
+    leases.maintain(conn, closing=True)
+    assert counts(conn) == (0, 0)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_what_a_process_can_not_publish_goes_into_the_outbox(
+    away: bool, conn: Conn, process: Process, transport: RefusingTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as published no more, so the job doesn't say that it lies in the queue. It may lie there: suspect."""
+    monkeypatch.setattr(relay_module, "REFUSED_PAUSE_SECONDS", 0.0)
+    leases = SendLeases()
+    publisher = Publisher(process, transport, QueueBacklogs(transport), leases)
+    added = sent(conn, process, leases, 3)
+    transport.last, transport.refused = (0, set()) if away else (3, {"default"})
+    with pytest.raises(Unreachable) if away else nullcontext():
+        assert publisher._round(added, []) is False
+    waiting = "SELECT array_agg(item ORDER BY item), bool_and(suspect AND first) FROM callboard.outbox"
+    assert conn.execute(waiting).fetchone() == ([1, 2] if away else [0, 1, 2], True)
+    assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (1 if away else 0,)
+    leases.maintain(conn, closing=True)
+    assert counts(conn)[0] == 0
+
+
+def test_a_process_that_can_not_reach_its_broker_leaves_what_it_sends_to_others(
+    conn: Conn, process: Process, transport: RefusingTransport
+) -> None:
+    leases = SendLeases()
+    publisher = Publisher(process, transport, QueueBacklogs(transport), leases)
+    publisher._added.extend(sent(conn, process, leases, 3))
+    publisher._closing = True
+    publisher._hold_up(Unreachable("it is away"))
+    assert counts(conn) == (1, 3)
+    assert [(out.item, out.suspect) for out in publishing.claim_outbox(conn, 10)] == [(n, False) for n in range(3)]
+    assert not publisher._added
+
+
+def test_what_a_process_that_vanished_had_stored_is_published_by_others(
+    conn: Conn, process: Process, transport: RefusingTransport
+) -> None:
+    """All that waits under its lease, for nobody knows what it has published: as suspect, so that none runs twice."""
+    added = sent(conn, process, SendLeases(), 4)
+    other = SendLeases()
+    theirs = sent(conn, process, other, 1)
+    record(conn, added[0].job, {"succeeded": [1]})
+    assert sends.queue_lapsed_sends(conn) == 0
+    conn.execute("UPDATE callboard.send_leases SET ends_at = now() WHERE id = %s", (added[0].lease,))
+    assert sends.queue_lapsed_sends(conn) == 1
+    assert counts(conn) == (1, 3)
+    assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (2,)
+    assert [(out.item, out.suspect) for out in publishing.claim_outbox(conn, 10)] == [(n, True) for n in (0, 2, 3)]
+    assert theirs[0].item == 4
+
+
+def test_what_a_locked_job_was_sent_is_queued_later(
+    conn: Conn, process: Process, transport: RefusingTransport, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that somebody holds on one item stops neither the publisher nor the sweep, nor what others have sent."""
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    leases = SendLeases()
+    publisher = Publisher(process, transport, QueueBacklogs(transport), leases)
+    locked, free = sent(conn, process, leases, 2), sent(conn, process, leases, 1, actor="other")
+    with connect(database_url) as other, transaction(other):
+        other.execute("SELECT FROM callboard.items WHERE job_id = %s FOR UPDATE", (locked[0].job,))
+        publisher._relay.queue_sends(conn, locked + free, tried=False)
+        assert [out.job for out in publishing.claim_outbox(conn, 10)] == [free[0].job]
+        conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
+        assert sends.queue_lapsed_sends(conn) == 1
+    assert sends.queue_lapsed_sends(conn) == 1
+    assert {out.item for out in publishing.claim_outbox(conn, 10)} == {0, 1}
+
+
+def test_a_send_does_not_join_a_lease_that_was_ended(conn: Conn, process: Process) -> None:
+    """Its process froze for longer than the lease held: nobody would look for what is stored under it."""
+    leases = SendLeases()
+    (first,) = sent(conn, process, leases, 1)
+    conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
+    assert sends.queue_lapsed_sends(conn) == 1
+    (second,) = sent(conn, process, leases, 1)
+    assert second.lease != first.lease
+    assert counts(conn) == (1, 1)
+
+
+def test_a_send_does_not_wait_for_a_lease_that_somebody_ends(conn: Conn, process: Process, database_url: str) -> None:
+    leases = SendLeases()
+    (first,) = sent(conn, process, leases, 1)
+    with connect(database_url) as other, transaction(other):
+        sends.end_send_leases(other, [first.lease or 0])
+        (second,) = sent(conn, process, leases, 1)
+    assert second.lease != first.lease
+
+
+def test_what_its_process_is_publishing_is_not_lost(conn: Conn, process: Process) -> None:
+    """A copy would run unasked beside the message that comes after it."""
+    added = sent(conn, process, SendLeases(), 3)
+    assert unheld(conn, added[0].job, 10) == []
+    conn.execute("DELETE FROM callboard.send_leases")
+    assert [item for item, _ in unheld(conn, added[0].job, 10)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("limit", [{}, {"concurrency": 5}, {"concurrency_by": "0=5"}])

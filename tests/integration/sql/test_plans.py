@@ -7,7 +7,7 @@ here is prepared on such tables, on a connection of its own: psycopg forgets wha
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any, cast
 
@@ -211,9 +211,30 @@ def _tell_lanes(conn: Conn, stage: Stage) -> None:
     lanes.set_lanes(conn, claim, [(number, "b") for number, _ in lanes.messages_without_lane(conn, claim, SOME)])
 
 
-def _add_items(conn: Conn, stage: Stage) -> None:
-    new = [_sent(stage.plain, n) for n in range(stage.first + 100, stage.first + 100 + SOME)]
-    sends.add_items(conn, new, publishing=True)
+def _leased(conn: Conn, stage: Stage) -> list[Outgoing]:
+    """Sends of a process that has leases of them."""
+    new = [replace(_sent(stage.plain, n), key=None) for n in range(SOME)]
+    places = [place for place in sends.add_items(conn, new, publishing=True) if place]
+    made = Outgoing(
+        stage.plain,
+        0,
+        1,
+        0,
+        suspect=False,
+        actor="work",
+        queue="default",
+        message_id="",
+        args=b"",
+        options=None,
+        sent_ms=None,
+    )
+    return [replace(made, item=item, lease=lease) for item, lease in places]
+
+
+def _queue_lapsed_sends(conn: Conn, stage: Stage) -> None:
+    leases = list({out.lease for out in _leased(conn, stage)})
+    conn.execute("UPDATE callboard.send_leases SET ends_at = now() WHERE id = ANY (%s)", (leases,))
+    sends.queue_lapsed_sends(conn)
 
 
 def _report_running(conn: Conn, stage: Stage) -> None:
@@ -250,7 +271,11 @@ TRIED: dict[str, Try] = {
     "standing_job": lambda c, _: sends.standing_job(c, "work", "default"),
     "lock_for_keys": lambda c, s: sends.lock_for_keys(c, [s.plain], ["work"]),
     "items_by_key": lambda c, s: sends.items_by_key(c, [("work", f"k-{n}", s.plain, False) for n in s.some]),
-    "add_items": _add_items,
+    "add_items": _leased,
+    "queue_sends": lambda c, s: sends.queue_sends(c, _leased(c, s)),
+    "end_lapsed_send_lease": _queue_lapsed_sends,
+    "renew_send_leases": lambda c, s: sends.renew_send_leases(c, [out.lease or 0 for out in _leased(c, s)]),
+    "end_send_leases": lambda c, s: sends.end_send_leases(c, [out.lease or 0 for out in _leased(c, s)]),
     "renew_submissions": lambda c, s: submission.renew_submissions(c, [s.plain]),
     "claim_job": lambda c, _: publishing.claim_job(c),
     "claim_in_turn": lambda c, s: publishing.claim_in_turn(c, claim_of(c, s.limited), SOME),

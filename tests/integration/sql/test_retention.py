@@ -321,6 +321,7 @@ def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: 
             (one,),
         )
         conn.execute("INSERT INTO callboard.lanes (job_id, item, lane) VALUES (%s, 7, 'anna')", (one,))
+        conn.execute("INSERT INTO callboard.send_leases (job_id, first_item, ends_at) VALUES (%s, 8, now())", (one,))
         tokens.create(conn, ANNA, name="anna", job=one)
         actions.cancel(conn, one, ANNA)
         conn.execute("UPDATE callboard.jobs SET control_at = NULL, state = 'cancelled', stopping = NULL,"

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -353,9 +353,25 @@ def _lanes_changed(scene: Scene) -> Act:
 
 
 def _added(scene: Scene) -> Act:
-    job = scene.job()
+    job = make_job(scene.conn, 0, sealed=False)
     new = [NewItem(job, "work", "default", f"m-{n}", ARGS, None, 5, key=f"k-{n}") for n in range(MANY)]
     return lambda: sends.add_items(scene.conn, new, publishing=True)
+
+
+def _sends_queued(scene: Scene) -> Act:
+    job = make_job(scene.conn, 0, sealed=False)
+    new = [NewItem(job, "work", "default", f"m-{n}", ARGS, None, 5) for n in range(MANY)]
+    places = [place for place in sends.add_items(scene.conn, new, publishing=True) if place]
+    made = Outgoing(
+        job, 0, 1, 0, suspect=False, actor="work", queue="default", message_id="", args=b"", options=None, sent_ms=None
+    )
+    return lambda: sends.queue_sends(scene.conn, [replace(made, item=item, lease=lease) for item, lease in places])
+
+
+def _sends_lapsed(scene: Scene) -> Act:
+    _sends_queued(scene)
+    scene.conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
+    return lambda: sends.queue_lapsed_sends(scene.conn)
 
 
 def _keyed(scene: Scene) -> int:
@@ -549,6 +565,8 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "clear lanes": _lanes_cleared,
     "wake postponed": _woken,
     "add items": _added,
+    "queue sends": _sends_queued,
+    "queue lapsed sends": _sends_lapsed,
     "look up keys": _keys_looked_up,
     "store keys again": _stored_again,
     "retry failed": _retried(RetrySelection(), ends="failed"),

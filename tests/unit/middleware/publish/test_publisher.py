@@ -11,19 +11,21 @@ import pytest
 
 from callboard.middleware.process import outage
 from callboard.middleware.publish import publisher as publisher_module
-from callboard.middleware.publish import relay
+from callboard.middleware.publish import send_leases
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import Answer, Unreachable
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import publishing as publishing_writes
+from callboard.sql.writes import sends
 from tests.support.process_parts import process_without_database
 from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
 TIMEOUT = 300.0
 OUT = Outgoing(
-    1, 0, 1, 0, suspect=False, actor="a", queue="q", message_id="m", args=b"{}", options=None, sent_ms=0, outbox=1
+    1, 0, 1, 0, suspect=False, actor="a", queue="q", message_id="m", args=b"{}", options=None, sent_ms=0, lease=1
 )
 
 
@@ -60,15 +62,22 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> FlakyTransport:
     monkeypatch.setattr(publisher_module._log_outage, "_logged_at", -math.inf)
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", TIMEOUT)
     monkeypatch.setattr(publishing_writes, "due_queues", lambda *_: [])
-    monkeypatch.setattr(publishing_writes, "confirm_outbox", lambda *_: None)
+    monkeypatch.setattr(sends, "end_send_leases", lambda *_: None)
+    monkeypatch.setattr(sends, "renew_send_leases", lambda _, leases: list(leases))
     return FlakyTransport()
 
 
 def start_publisher(transport: FlakyTransport) -> Publisher:
     """A publisher that polls for work."""
-    publisher = Publisher(process_without_database(), transport, QueueBacklogs(transport))
+    publisher = Publisher(process_without_database(), transport, QueueBacklogs(transport), SendLeases())
     publisher.start()
     return publisher
+
+
+def add(publisher: Publisher, out: Outgoing) -> None:
+    """Publish a message that was stored a moment ago."""
+    publisher.leases.add(out.lease, out.job, time.monotonic())
+    publisher.add(out)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit("as the text of an exception may")])
@@ -82,22 +91,19 @@ def test_an_error_between_two_rounds_does_not_end_it(transport: FlakyTransport, 
     assert publisher.close(TIMEOUT)
 
 
-def test_a_message_whose_claim_may_have_expired_is_left_to_others(
+def test_a_message_whose_lease_may_have_lapsed_is_left_to_others(
     transport: FlakyTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They send it as suspect. A copy from here would not be suspect, so the item could run twice."""
-    monkeypatch.setattr(publisher_module, "OWN_MESSAGE_SECONDS", TIMEOUT)
-    transport.away = True
+    monkeypatch.setattr(send_leases, "HOLD_SECONDS", TIMEOUT)
     publisher = start_publisher(transport)
-    added = time.monotonic() - TIMEOUT + 0.05
-    publisher.add(OUT, added)
-    assert wait_until(lambda: time.monotonic() - added > TIMEOUT, TIMEOUT)
-    publisher.add(replace(OUT, item=1), time.monotonic())
-    publisher.add(replace(OUT, item=2), time.monotonic() - TIMEOUT - 1)  # its COMMIT took that long
-    transport.away = False
-    assert wait_until(lambda: 1 in transport.sent, TIMEOUT)
+    publisher.leases.add(2, 2, time.monotonic() - TIMEOUT - 1)  # its COMMIT took that long
+    publisher.add(replace(OUT, item=1, lease=2))
+    add(publisher, replace(OUT, item=2))
+    publisher.add(replace(OUT, item=3, lease=3))  # it lapsed, and is forgotten
+    assert wait_until(lambda: 2 in transport.sent and not publisher._added, TIMEOUT)
     assert publisher.close(TIMEOUT)
-    assert transport.sent == [1]
+    assert transport.sent == [2]
 
 
 def test_what_is_being_published_is_out_when_a_queue_is_forgotten(
@@ -114,7 +120,7 @@ def test_what_is_being_published_is_out_when_a_queue_is_forgotten(
 
     monkeypatch.setattr(transport, "publish", publish)
     publisher = start_publisher(transport)
-    publisher.add(OUT, time.monotonic())
+    add(publisher, OUT)
     assert entered.wait(TIMEOUT)
     publisher.forget("q")
     forgotten.set()
@@ -158,7 +164,7 @@ def test_a_round_that_does_not_end_is_the_trouble_of_its_process(
     monkeypatch.setattr(transport, "publish", stand)
     publisher = start_publisher(transport)
     assert not publisher.trouble
-    publisher.add(OUT, time.monotonic())
+    add(publisher, OUT)
     assert entered.wait(TIMEOUT)
     monkeypatch.setattr(publisher_module, "STANDSTILL_SECONDS", 0.1)
     found = r"its publisher has stood still for \d+ s, at .*test_publisher.py:\d+ in stand"
@@ -166,20 +172,3 @@ def test_a_round_that_does_not_end_is_the_trouble_of_its_process(
     let_go.set()
     assert wait_until(lambda: not publisher.trouble, TIMEOUT)
     assert publisher.close(TIMEOUT)
-
-
-def test_what_is_confirmed_is_settled_together_and_when_it_ends(
-    transport: FlakyTransport, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each alone, they would fight with the next sends for the row of their job."""
-    settled: list[list[int]] = []
-    monkeypatch.setattr(publishing_writes, "confirm_outbox", lambda _, sent: settled.append([out.item for out in sent]))
-    monkeypatch.setattr(relay, "SETTLE_SECONDS", TIMEOUT)
-    publisher = start_publisher(transport)
-    publisher.add(replace(OUT, item=1), time.monotonic())
-    assert wait_until(lambda: transport.sent == [1], TIMEOUT)
-    publisher.add(replace(OUT, item=2), time.monotonic())
-    assert wait_until(lambda: transport.sent == [1, 2], TIMEOUT)
-    assert settled == []
-    assert publisher.close(TIMEOUT)
-    assert settled == [[1, 2]]

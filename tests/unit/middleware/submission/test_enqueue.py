@@ -19,7 +19,7 @@ def send(stored: Future[Outgoing]) -> str:
     """The error of a send whose item is being stored."""
     published: list[Outgoing] = []
     with pytest.raises(NotStored) as caught:
-        enqueue._send_now(ITEM, lambda _: stored, lambda out, _: published.append(out))
+        enqueue._send_now(ITEM, lambda _: stored, published.append)
     assert published == []
     return str(caught.value)
 
