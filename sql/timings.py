@@ -15,6 +15,8 @@ LOCK_WAIT_SECONDS = 1.5
 SEND_LOCK_WAIT_SECONDS = 5.0
 #: Seconds that an action of a person on a job waits for one; a retry of a million items locks them for longer.
 ACTION_LOCK_WAIT_SECONDS = 20.0
+#: Seconds for which the COPY of a chunk may hold its job.
+COPY_LIMIT_SECONDS = 20.0
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
 #: Outbox rows of ended jobs that one statement drops, and of how many jobs.

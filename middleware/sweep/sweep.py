@@ -153,6 +153,7 @@ class Sweep:
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
             yield from (self._look_at_jobs, sweep.drop_messages_of_ended_jobs, claims.make_postponed_due)
+            yield _end_frozen_copies
         elif self._page_end:
             yield self._look_at_jobs
         if self._search.more or now - self._searched >= SEARCH_SECONDS:
@@ -198,6 +199,12 @@ def _rescue_dead(conn: Conn) -> None:
 def _stop_abandoned(conn: Conn) -> None:
     for job in submission.fail_abandoned_submissions(conn):
         log.warning("job %d is stopped: its submission broke off", job)
+
+
+def _end_frozen_copies(conn: Conn) -> None:
+    if count := sweep.end_frozen_copies(conn):
+        why = "%d submissions stood still in a chunk for %.0f s, so their connections are closed: they held their jobs"
+        log.warning(why, count, timings.COPY_LIMIT_SECONDS)
 
 
 def _seal_standing(conn: Conn) -> None:

@@ -29,11 +29,11 @@ UPDATE callboard.jobs SET key = NULL WHERE tenant = %(tenant)s AND key = %(key)s
 -- name: lock_submission
 -- Where a job's submission stands, locked until its next chunk is committed.
 -- Caller: submission.lock. Rows: SubmissionState; none: no such job.
--- A client that is frozen in the COPY that follows counts as active: the statement's own limit ends it.
+-- A client that stands still in the COPY that follows counts as active: see end_frozen_copies.
 SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL,
        submitting_until IS NULL AND standing_on IS NULL AND stages IS NULL AND stage IS NULL,
        submitting_until > now()
-FROM callboard.jobs, (SELECT set_config('statement_timeout', '20s', true)) AS copy_limit
+FROM callboard.jobs, (SELECT set_config('statement_timeout', concat(%(COPY_LIMIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS copy_limit
 WHERE id = %(job)s FOR NO KEY UPDATE OF jobs
 
 -- name: add_to_total

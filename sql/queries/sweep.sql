@@ -176,6 +176,16 @@ FROM (
 ) AS d
 WHERE j.id = d.job_id
 
+-- name: end_frozen_copies
+-- Sessions of submitters that stand still in a COPY, with their job locked. PostgreSQL ends them by no limit of its own: while
+-- it waits for the rest of a COPY, it heeds no cancellation. Guard: this role may end them. Caller: the sweep. Rows: (pid).
+SELECT pid FROM (
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND state = 'active' AND wait_event = 'ClientRead' AND query ~ '^COPY \S+[.]callboard_chunk|^COPY callboard[.]'
+      AND query_start < clock_timestamp() - make_interval(secs => %(COPY_LIMIT_SECONDS)s) AND pg_has_role(usesysid, 'USAGE')
+    OFFSET 0
+) AS frozen WHERE pg_terminate_backend(pid)
+
 -- name: analyze_grown_tables
 -- The planner learns of tables that have grown far beyond their statistics. On a table of a page or
 -- two it reads all of it, and keeps that plan for a prepared statement: when a million items come, each flush would read

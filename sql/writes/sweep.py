@@ -47,6 +47,11 @@ def drop_messages_of_ended_jobs(conn: Conn) -> None:
             execute(conn, "drop_messages_of_ended_jobs", jobs=jobs)
 
 
+def end_frozen_copies(conn: Conn) -> int:
+    """End the sessions of submitters that stand still in a COPY for too long; return how many."""
+    return len(fetch_ids(conn, "end_frozen_copies"))
+
+
 def analyze_grown_tables(conn: Conn) -> None:
     """Have PostgreSQL analyze the tables that have grown, so that plans fit them."""
     conn.execute(statement("analyze_grown_tables"))

@@ -6,14 +6,18 @@ One stops in the middle of its rows, since somebody has that one; the other come
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 
+from callboard.sql import timings
 from callboard.sql.limits import NO_LIMITS
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, Outgoing, PlannedStage, Retry, Running
+from callboard.sql.statements import execute, statement
 from callboard.sql.writes import (
     actions,
     claims,
@@ -383,3 +387,21 @@ def test_a_job_that_changed_while_its_deletion_waited_for_it_is_deleted_with_its
             marked = pool.submit(retention.mark_deleted, own, [parent])
             assert wait_until(lambda: waiting(database_url) == 1, 300)
         assert marked.result(300) == everything
+
+
+@pytest.mark.parametrize("copy", ["copy_items", "copy_to_staging"])
+def test_a_submitter_that_stands_still_in_a_copy_lets_go_of_its_job(
+    copy: str, conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL cancels no statement that waits for the rest of a COPY, so the job would be locked for as long."""
+    job = make_job(conn, 0, sealed=False)
+    with connect(database_url) as other, suppress(psycopg.OperationalError), transaction(other):
+        submission.lock(other, job)
+        execute(other, "create_staging_table")
+        with other.cursor().copy(statement(copy)) as frozen:
+            frozen.write(submission.COPY_BEGIN)
+            assert sweep.end_frozen_copies(conn) == 0
+            monkeypatch.setattr(timings, "COPY_LIMIT_SECONDS", 0.0)
+            assert wait_until(lambda: sweep.end_frozen_copies(conn) > 0, 300)
+            with transaction(conn):
+                assert submission.lock(conn, job)
