@@ -80,7 +80,7 @@ class Runtime:
             self.process, self.consumers, partial(self._wake_publisher, 0.0), self._wake_heartbeat
         )
         self._send_leases = SendLeases()
-        store = SendStore(self.process, self._send_leases).store
+        store = SendStore(self.process, self._send_leases, self._publish).store
         parts = (self.process, self.in_flight, store, self._wake_publisher, self._exit_broken)
         self.journal = self.in_flight.journal = Journal(*parts)
         self._saving = self.in_flight.saving = Journal(*parts, reported_by=self.journal)
@@ -119,13 +119,13 @@ class Runtime:
 
     def send(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> Any:
         """See `enqueue.send`."""
-        return send(broker, message, delay, store=self.journal.send, publish=self._publish)
+        return send(broker, message, delay, store=self.journal.send)
 
     def send_kept(self) -> None:
         """Send at once the messages that this thread's attempt keeps until its outcome. Raises NotStored, JobClosed."""
         attempt = current_attempt.get()
         if attempt is not None and attempt.sent and not attempt.ended:
-            send_kept(attempt, store=partial(self.journal.send, child=True), publish=self._publish)
+            send_kept(attempt, store=partial(self.journal.send, child=True))
 
     def publish_job(self, job: int) -> None:
         """Publish a job's first items from here, if this process can; workers publish the rest in any case."""
@@ -148,8 +148,7 @@ class Runtime:
             self._publisher.forget(queue)
 
     def _publish(self, out: Outgoing) -> None:
-        if out.lease is not None:  # else others publish it
-            self.publisher.add(out)
+        self.publisher.add(out)
 
     def _wake_publisher(self, after: float) -> None:
         if self._publisher:
@@ -282,7 +281,7 @@ class Runtime:
             sys.exit(1)
 
     def _close_at_exit(self) -> None:
-        """Close. What functions send that Python calls after this one at its exit is stored without a claim, since
+        """Close. What functions send that Python calls after this one at its exit is stored without a lease, since
         nobody publishes it here: workers do so at once.
         """
         self._remote = False

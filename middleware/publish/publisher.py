@@ -224,11 +224,12 @@ class Publisher:
         settles, maintains = self._relay.settle_at <= now, self.leases.due <= now
         if not (added or jobs or settles or maintains or self._looks):
             return False
-        with self.leases.publishing(added), self.process.pool.connection() as conn:
+        with self.process.pool.connection() as conn:
             # Where nobody polls, what is left for later would be left for good.
             polls = self._polls and not self._closing
             publish = self._relay.publish_sends_with_room if polls else self._relay.publish_sends
-            worked = bool(added) and publish(conn, added) > 0
+            with self.leases.publishing(added):
+                worked = bool(added) and publish(conn, added) > 0
             if settles:
                 self._relay.settle(conn)
             if maintains:

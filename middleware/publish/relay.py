@@ -108,11 +108,12 @@ class Relay:
         """Delete the rows of confirmed messages whose jobs other transactions had locked. Those of jobs that still are
         locked are claimed for longer, until it has ended.
         """
+        self.settle_at = math.inf
         if not self._locked:
             return
         free, self._locked = _split(conn, self._locked)
         publishing.renew_outbox(conn, self._locked)
-        self.settle_at = time.monotonic() + LOCKED_PAUSE_SECONDS if self._locked else math.inf
+        self._put_off([])
         self._delete(conn, free)
 
     def _delete(self, conn: Conn, sent: Sequence[Outgoing]) -> None:
@@ -125,7 +126,11 @@ class Relay:
                 publishing.confirm_outbox(conn, free)
             except LockNotAvailable:
                 locked += free
-            self._locked += locked
+            self._put_off(locked)
+
+    def _put_off(self, locked: Sequence[Outgoing]) -> None:
+        self._locked += locked
+        if self._locked:
             self.settle_at = min(self.settle_at, time.monotonic() + LOCKED_PAUSE_SECONDS)
 
     # What this process sends -----------------------------------------------------------------------------------------
@@ -286,7 +291,8 @@ class Relay:
     ) -> bool:
         """Publish the bulk items before `stop` and move the watermark to it.
 
-        `keep` renews the claim. Returns False when another publisher has claimed the job, or it was paused or stopped.
+        `keep` renews the claim. Returns False when another publisher has claimed the job, or it was paused, stopped or
+        locked.
         Raises _QueueRefused and Unreachable.
         """
         batch = self._messages(claim, items)
@@ -302,9 +308,10 @@ class Relay:
         if batch:
             self.backlogs.count_published(claim.queue, len(items), len(batch))
             metrics.count(lambda m: m.count_published(len(items)))
-        with transaction(conn):
+        with suppress(LockNotAvailable), transaction(conn):  # of a job that is locked the claim lapses
             _fail(conn, _broken(batch, answers))
             return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)
+        return False
 
     def _messages(self, claim: PublishClaim, items: Sequence[Outgoing]) -> list[Outgoing]:
         """Return the messages that carry these items. What the limits of a job allow now is all that is left of it."""
@@ -337,7 +344,7 @@ class Relay:
         sure = next((n for n, answer in enumerate(answers) if answer is False), len(answers))
         watermark = batch[sure].item if sure < len(batch) else stop
         published = sum(1 + len(out.more) for out in batch[:sure])
-        with transaction(conn):
+        with suppress(LockNotAvailable), transaction(conn):
             _fail(conn, _broken(batch[:sure], answers[:sure]))
             publishing.advance_watermark(
                 conn, claim, watermark=watermark, published=published, suspect_below=stop, keep=False
@@ -352,11 +359,11 @@ class Relay:
 
         def renew() -> None:
             try:
+                self.leases.maintain(conn)
                 if claim is not None:
                     renew_claim(conn, claim)
                 if batch:
                     publishing.renew_outbox(conn, batch)
-                self.leases.maintain(conn)
             except (psycopg.Error, ClaimTakenOver):
                 log.debug(
                     "claims could not be renewed; those that expire are published again as suspect", exc_info=True
@@ -405,7 +412,8 @@ def _pause(room: int) -> float:
 
 
 def _release(conn: Conn, claim: PublishClaim, *, unserved: bool = False, pause: float = 0.0) -> None:
-    publishing.advance_watermark(
-        conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=unserved,
-        pause=pause if unserved else 0.0,
-    )  # fmt: skip
+    with suppress(LockNotAvailable):
+        publishing.advance_watermark(
+            conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=unserved,
+            pause=pause if unserved else 0.0,
+        )  # fmt: skip

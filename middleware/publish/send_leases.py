@@ -24,6 +24,8 @@ from callboard.sql.writes import sends
 JOIN_SECONDS = timings.PUBLISH_LEASE_SECONDS / 4
 #: Seconds for which this process publishes them after the lease began, or was renewed: it holds for longer.
 HOLD_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
+#: The least seconds between two looks at what is due.
+PAUSE_SECONDS = 0.25
 
 
 @dataclass(slots=True)
@@ -126,13 +128,6 @@ class SendLeases:
             for number in {out.lease for out in batch if out.lease in self._leases}:
                 self._lose(number)
 
-    def _lose(self, number: int | None) -> None:
-        """Leave a lease to lapse; called with the lock."""
-        lease = self._leases[number or 0]
-        lease.lost = True
-        if self._newest.get(lease.job) == number:
-            del self._newest[lease.job]
-
     @property
     def due(self) -> float:
         """The monotonic time when `maintain` has something to do, or earlier; infinity: there is no lease."""
@@ -144,21 +139,32 @@ class SendLeases:
         """
         now = time.monotonic()
         with self._lock:
-            due = {n: lease for n, lease in self._leases.items() if (closing or lease.due <= now) and not lease.joining}
-            lost = [n for n, lease in due.items() if lease.lost]
-            over = [n for n, lease in due.items() if not lease.lost and not lease.unpublished]
-            for number in lost + over:
-                job = self._leases.pop(number).job
-                if self._newest.get(job) == number:
-                    del self._newest[job]
-        unpublished = due.keys() - {*lost, *over}
+            due = {n: lease for n, lease in self._leases.items() if closing or lease.due <= now}
+            over = [n for n, lease in due.items() if not (lease.joining or lease.lost or lease.unpublished)]
+            kept = [n for n, lease in due.items() if lease.unpublished and not lease.lost]
         if over:
             sends.end_send_leases(conn, over)
-        held = set(sends.renew_send_leases(conn, unpublished)) if unpublished else set()
+        held = set(sends.renew_send_leases(conn, kept)) if kept else set()
         with self._lock:
-            for number in unpublished:
+            for number in over + [n for n, lease in due.items() if lease.lost and not lease.joining]:
+                self._forget(number)
+                del self._leases[number]
+            for number in kept:
                 if number in held:
                     due[number].renewed = now
                 else:
                     self._lose(number)
-            self._due = min((lease.due for lease in self._leases.values()), default=math.inf)
+            # One that sends join may be due for as long as their statement waits.
+            next_due = min((lease.due for lease in self._leases.values()), default=math.inf)
+            self._due = max(next_due, now + PAUSE_SECONDS)
+
+    def _lose(self, number: int | None) -> None:
+        """Leave a lease to lapse; called with the lock."""
+        self._leases[number or 0].lost = True
+        self._forget(number)
+
+    def _forget(self, number: int | None) -> None:
+        """Have no send join a lease any more; called with the lock."""
+        job = self._leases[number or 0].job
+        if self._newest.get(job) == number:
+            del self._newest[job]

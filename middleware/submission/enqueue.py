@@ -32,8 +32,8 @@ CHILDREN_LIMIT, CHILDREN_LIMIT_BYTES = 100_000, 64 * 2**20
 #: Seconds that a plain send waits for its row.
 SEND_SECONDS = 10.0
 
-#: Publishes a stored message, if this process is to.
-Publish: TypeAlias = Callable[[Outgoing], None]
+#: Stores a message as an item; its process publishes it, or leaves that to others.
+Store: TypeAlias = Callable[[NewItem], Future[Outgoing]]
 
 #: The job that a `with callboard.job(…)` block gives to plain sends; 0: the actor's standing job.
 current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
@@ -43,14 +43,7 @@ class NotStored(MiddlewareError):
     """A message could not be recorded, so it was not sent; or it is unknown whether it was, as the text says."""
 
 
-def send(
-    broker: dramatiq.Broker,
-    message: Any,
-    delay: int | None,
-    *,
-    store: Callable[[NewItem], Future[Outgoing]],
-    publish: Publish,
-) -> Any:
+def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, store: Store) -> Any:
     """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds.
 
     Raises NotStored, and BadItem for a message that can't be sent, or for the last of too many in one item.
@@ -76,15 +69,15 @@ def send(
         or (attempt.standing and not attempt.hooks)
         or not attempt.add_child(_within_limits(replace(item, job=attempt.job), attempt))
     ):
-        _send_now(_keyed(item, message) if comes_off_delay_queue() else item, store, publish)
+        _send_now(_keyed(item, message) if comes_off_delay_queue() else item, store)
     broker.emit_after("enqueue", message, delay)
     return message
 
 
-def send_kept(attempt: Attempt, *, store: Callable[[NewItem], Future[Outgoing]], publish: Publish) -> None:
+def send_kept(attempt: Attempt, *, store: Store) -> None:
     """Send what an attempt has kept until its outcome is recorded, since its actor waits for that. Raises NotStored."""
     for item in attempt.take_sent():
-        _send_now(item, store, publish)
+        _send_now(item, store)
 
 
 def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:
@@ -105,7 +98,7 @@ def foreign_item(message: Any) -> NewItem:
 def delayed_item(message: Any, eta: float) -> NewItem:
     """Return a message of a delay queue as an item to store; `eta` is its time in milliseconds since 1970."""
     canonical = message.copy(queue_name=q_name(message.queue_name))
-    # With a delay, however short: a message without one would be claimed for this process.
+    # With a delay, however short: a message without one would be published from here.
     return replace(_keyed(new_item(canonical, job=0), message), delay=max(0.001, eta / 1000 - time.time()))
 
 
@@ -183,15 +176,15 @@ def _retry_options(message: Any) -> dict[str, Any]:
     return options
 
 
-def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publish: Publish) -> None:
+def _send_now(item: NewItem, store: Store) -> None:
     stored = store(item)
     try:
         try:
-            out = stored.result(SEND_SECONDS)
+            stored.result(SEND_SECONDS)
         except TimeoutError:
             if stored.cancel():
                 raise
-            out = stored.result(SEND_SECONDS)  # the journal is writing it now
+            stored.result(SEND_SECONDS)  # the journal is writing it now
     except (psycopg.Error, PoolTimeout, TimeoutError) as error:
         why = str(error).strip() or "no answer in time"
         if isinstance(error, UncertainCommit) or not stored.done():
@@ -201,4 +194,3 @@ def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publi
         if isinstance(error, MISFIT):
             why = "it has no callboard schema that fits this code; run `callboard migrate`"
         raise NotStored(f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}") from error
-    publish(out)

@@ -1,7 +1,7 @@
 """Stores plain sends: in the job that they name, or in their actor's standing job of the day."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -21,12 +21,13 @@ class JobClosed(RuntimeError):
 
 @dataclass(slots=True)
 class SendStore:
-    """Stores plain sends of this process, one transaction for many. If the process publishes, it does so under leases
-    that say so.
+    """Stores plain sends of this process, one transaction for many. `publish` is called with those that it stores under
+    a lease: their sender may be gone by then.
     """
 
     process: Process
     leases: SendLeases
+    publish: Callable[[Outgoing], None]
     _standing: dict[str, int] = field(default_factory=dict)  # by actor
 
     def store(self, conn: Conn, sends: Sequence[Send]) -> None:
@@ -45,14 +46,32 @@ class SendStore:
     def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
         """Store the sends whose job is open; return the others. Without item keys that is one statement."""
         named, copies = _one_a_key([(send, replace(send.item, job=self._job(conn, send.item))) for send in sends])
+        began = time.monotonic()
+        with self.leases.joining({item.job for _, item in named}) as leases:
+            known, new, added = self._add(conn, named, leases)
+            for (_, item), place in zip(new, added, strict=True):
+                if place is not None:
+                    self.leases.add(place[1], item.job, began)
+        for send, item in named:
+            if (stored := known.get((item.actor, item.key or ""))) is not None:
+                _resolve(send, *stored, None, seen=True)
+        for (send, item), place in zip(new, added, strict=True):
+            if place is not None and (out := _resolve(send, item.job, *place)).lease is not None:
+                self.publish(out)
+        closed = [send for send, _ in named if not send.stored.done()]
+        return closed + self._store(conn, copies) if copies else closed
+
+    def _add(
+        self, conn: Conn, named: Sequence[tuple[Send, NewItem]], leases: Sequence[int]
+    ) -> tuple[dict[tuple[str, str], tuple[int, int]], list[tuple[Send, NewItem]], list[tuple[int, int | None] | None]]:
+        """Store items; return the places of those that were stored before, by (actor, item key), the others, and what
+        `add_items` gives for these.
+        """
         keys = [(item.actor, item.key, item.job, send.redelivered) for send, item in named if item.key is not None]
         known: dict[tuple[str, str], tuple[int, int]] = {}
-        adding, began = False, time.monotonic()
+        adding = False
         try:
-            with (
-                self.leases.joining({item.job for _, item in named}) as leases,
-                transaction(conn) if keys else nullcontext(),
-            ):
+            with transaction(conn) if keys else nullcontext():
                 if keys:
                     # A statement after the one that locks the jobs sees all the keys that they have.
                     lock_for_keys(conn, (item.job for _, item in named), (actor for actor, *_ in keys))
@@ -67,16 +86,7 @@ class SendStore:
             if adding and error.sqlstate is None:
                 raise UncertainCommit("the connection broke while it was committed") from error
             raise
-        for send, item in named:
-            if (stored := known.get((item.actor, item.key or ""))) is not None:
-                _resolve(send, *stored, None, seen=True)
-        for (send, item), place in zip(new, added, strict=True):
-            if place is not None:
-                number, lease = place
-                self.leases.add(lease, item.job, began)
-                _resolve(send, item.job, number, lease)
-        closed = [send for send, _ in named if not send.stored.done()]
-        return closed + self._store(conn, copies) if copies else closed
+        return known, new, added
 
     def _job(self, conn: Conn, item: NewItem) -> int:
         if item.job:
@@ -100,11 +110,12 @@ def _one_a_key(named: Iterable[tuple[Send, NewItem]]) -> tuple[list[tuple[Send, 
     return first, copies
 
 
-def _resolve(send: Send, job: int, number: int, lease: int | None, *, seen: bool = False) -> None:
-    """Give a sender its item's message; without a `lease` it doesn't publish it. `seen`: the item was stored before."""
+def _resolve(send: Send, job: int, number: int, lease: int | None, *, seen: bool = False) -> Outgoing:
+    """Give a sender its item's message, and return it. `seen`: the item was stored before."""
     item = send.item
     out = Outgoing(
         job, number, 1, 0, seen, item.actor, item.queue, item.message_id, item.args, item.options, item.sent_ms,
         standing=item.job == 0, lease=lease,
     )  # fmt: skip
     send.stored.set_result(out)
+    return out

@@ -148,7 +148,7 @@ class Sweep:
         # In an outage of the database no worker could beat: each gets the time to beat again.
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
             yield from (_rescue_dead, sweep.drop_unheld_running, _stop_abandoned)
-        yield from (sends.queue_lapsed_sends, sweep.analyze_grown_tables)
+        yield from (_queue_lapsed_sends, sweep.analyze_grown_tables)
         yield from (_seal_standing, _stop_late, jobs.close_stopped, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
@@ -194,6 +194,11 @@ def _run(conn: Conn, steps: Iterable[Step]) -> None:
 
 def _rescue_dead(conn: Conn) -> None:
     _run(conn, [partial(rescue, worker=worker) for worker in workers.dead_workers(conn)])
+
+
+def _queue_lapsed_sends(conn: Conn) -> None:
+    lapsed = sends.lapsed_send_leases(conn)
+    _run(conn, [partial(sends.queue_lapsed_sends, job=job, leases=leases) for job, leases in lapsed])
 
 
 def _stop_abandoned(conn: Conn) -> None:

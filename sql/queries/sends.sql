@@ -101,30 +101,35 @@ RETURNING l.id
 DELETE FROM callboard.send_leases WHERE id = ANY (%(leases)s)
 
 -- name: lapsed_send_leases
--- The leases of processes that vanished. Caller: the sweep. Rows: (lease).
-SELECT id FROM callboard.send_leases WHERE ends_at <= now() ORDER BY id LIMIT %(limit)s
+-- The leases of processes that vanished, in no order, so that those of jobs that are locked don't hold up others.
+-- Caller: the sweep. Rows: (job, leases).
+SELECT job_id, array_agg(id) FROM callboard.send_leases WHERE ends_at <= now()
+GROUP BY job_id ORDER BY random() LIMIT %(limit)s
 
--- name: end_lapsed_send_lease
--- Guard: it has lapsed, and nobody has it in hand. Caller: the sweep, which queues in the same transaction what was sent under
--- it: whoever stores a send under it has committed that by then. Rows: (job, first item), or none.
-DELETE FROM callboard.send_leases
-WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = %(lease)s AND ends_at <= now() FOR UPDATE SKIP LOCKED)
-RETURNING job_id, first_item
+-- name: end_lapsed_send_leases
+-- Guard: they have lapsed, and nobody has them in hand. Caller: the sweep, which queues in the same transaction what was sent
+-- under them: whoever stores a send under one has committed that by then. Rows: one, (leases, the least first item; NULL: none).
+WITH ended AS (
+    DELETE FROM callboard.send_leases
+    WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND ends_at <= now() FOR UPDATE SKIP LOCKED)
+    RETURNING id, first_item
+)
+SELECT array_agg(id), min(first_item) FROM ended
 
 -- name: queue_sends
--- Sends of stretches of jobs, from `low` to below `high`, that were stored under a lease and go into the outbox, to be
--- published by anybody: their process could not, or vanished. They count as published no more.
+-- Sends of stretches of jobs, from `low` to below `high`, that were stored under one of these leases and go into the outbox,
+-- to be published by anybody: their process could not, or vanished. They count as published no more.
 -- `tried`: they may have been published, so they are suspect. `pause`: the seconds after which they are due.
 -- Guard: the item waits for its first attempt, and has no row in the outbox.
--- Caller: the publisher; the sweep. Lock order: items by key, their outbox rows, then jobs by id. Waits for a lock for
--- LOCK_WAIT_SECONDS at most.
+-- Caller: the publisher; the sweep. Lock order: items by key, their outbox rows, then jobs by id. Waits for a lock for `wait`
+-- seconds at most.
 WITH held AS (
     SELECT i.* FROM (
-        SELECT s.* FROM unnest(%(lease)s::int[], %(job)s::bigint[], %(low)s::bigint[], %(high)s::bigint[])
-            AS s (lease, job_id, low, high), {lock_wait} OFFSET 0
+        SELECT s.* FROM unnest(%(job)s::bigint[], %(low)s::bigint[], %(high)s::bigint[]) AS s (job_id, low, high),
+            (SELECT set_config('lock_timeout', concat(%(wait)s::float8 * 1000, 'ms'), true)) AS lock_wait OFFSET 0
     ) AS s CROSS JOIN LATERAL (
         SELECT i.job_id, i.item, i.attempt, i.queue FROM callboard.items AS i
-        WHERE i.job_id = s.job_id AND i.item >= s.low AND i.item < s.high AND i.lease = s.lease
+        WHERE i.job_id = s.job_id AND i.item >= s.low AND i.item < s.high AND i.lease = ANY (%(leases)s::int[])
           AND i.state = 'waiting' AND i.attempt = 1
         ORDER BY i.item OFFSET 0 FOR NO KEY UPDATE
     ) AS i

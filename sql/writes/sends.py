@@ -5,14 +5,14 @@ from contextlib import suppress
 
 from psycopg.errors import LockNotAvailable
 
+from callboard.sql import timings
 from callboard.sql.arrays import parameters
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewItem, Outgoing
-from callboard.sql.statements import execute, fetch_ids, fetch_value, lists
-from callboard.sql.timings import MAX_ITEM
+from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value, lists
 
-#: Leases of processes that vanished that one round of the sweep ends.
-LAPSED_LEASES = 100
+#: Jobs whose lapsed leases one round of the sweep ends, and seconds for which it waits for a lock of one.
+LAPSED_JOBS, LAPSED_WAIT_SECONDS = 50, 0.1
 
 
 def standing_job(conn: Conn, actor: str, queue: str) -> int:
@@ -61,26 +61,36 @@ def end_send_leases(conn: Conn, leases: Collection[int]) -> None:
     execute(conn, "end_send_leases", leases=list(leases))
 
 
-def queue_sends(conn: Conn, sent: Iterable[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:
-    """Put sends into the outbox that were not confirmed, or were not `tried`; they are due in `pause` seconds."""
-    _queue(conn, [(out.job, out.item, out.item + 1, out.lease or 0) for out in sent], pause=pause, tried=tried)
-
-
-def queue_lapsed_sends(conn: Conn) -> int:
-    """End the leases of processes that vanished, and put what they may not have published into the outbox; return how
-    many leases that were. Those of a job that another transaction has locked stay for the next time.
+def queue_sends(conn: Conn, sent: Collection[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:
+    """Put sends into the outbox that were not confirmed, or were not `tried`; they are due in `pause` seconds. Raises
+    psycopg.errors.LockNotAvailable.
     """
-    return sum(_queue_lapsed(conn, lease) for lease in fetch_ids(conn, "lapsed_send_leases", limit=LAPSED_LEASES))
+    stretches = sorted((out.job, out.item, out.item + 1) for out in sent)
+    leases = list({out.lease for out in sent})
+    _queue(conn, stretches, leases, pause=pause, tried=tried, wait=timings.LOCK_WAIT_SECONDS)
 
 
-def _queue_lapsed(conn: Conn, lease: int) -> bool:
+def lapsed_send_leases(conn: Conn) -> list[tuple[int, list[int]]]:
+    """Return the leases of processes that vanished, of some jobs: (job, leases)."""
+    return fetch(conn, lambda *row: row, "lapsed_send_leases", limit=LAPSED_JOBS)
+
+
+def queue_lapsed_sends(conn: Conn, job: int, leases: Sequence[int]) -> bool:
+    """End lapsed leases of a job, and put what their processes may not have published into the outbox; return False if
+    another transaction has locked some of it.
+    """
     with suppress(LockNotAvailable), transaction(conn):
-        for job, first in execute(conn, "end_lapsed_send_lease", lease=lease):
-            _queue(conn, [(job, first, MAX_ITEM + 1, lease)], pause=0.0, tried=True)
-            return True
+        ended, first = execute(conn, "end_lapsed_send_leases", leases=list(leases)).fetchone() or (None, 0)
+        if ended:
+            _queue(conn, [(job, first, timings.MAX_ITEM + 1)], ended, pause=0.0, tried=True, wait=LAPSED_WAIT_SECONDS)
+        return True
     return False
 
 
-def _queue(conn: Conn, stretches: Iterable[tuple[int, int, int, int]], *, pause: float, tried: bool) -> None:
-    """Put what was stored into the outbox, in stretches of items: (job, the first, after the last, lease)."""
-    execute(conn, "queue_sends", **lists("job low high lease", sorted(stretches)), pause=pause, tried=tried)
+def _queue(
+    conn: Conn, stretches: Sequence[tuple[int, int, int]], leases: Sequence[int | None], *, pause: float, tried: bool,
+    wait: float,
+) -> None:  # fmt: skip
+    """Put what was stored under these leases into the outbox, in stretches of items: (job, first, after the last)."""
+    given = {"leases": list(leases), "pause": pause, "tried": tried, "wait": wait}
+    execute(conn, "queue_sends", **lists("job low high", stretches), **given)

@@ -137,7 +137,8 @@ class Writers(ConcurrentWriters):
             rescue(conn, worker)
         if chance.random() < 0.2:
             conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
-        sends.queue_lapsed_sends(conn)
+        for job, leases in sends.lapsed_send_leases(conn):
+            sends.queue_lapsed_sends(conn, job, leases)
         jobs.stop_overdue_jobs(conn)
         jobs.close_stopped(conn)
         assert jobs.close_jobs(conn) == []

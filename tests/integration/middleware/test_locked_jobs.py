@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -167,6 +168,23 @@ def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn
     assert conn.execute(left).fetchall() == []
     assert relay.settle_at == math.inf
     assert queries.run(conn, queries.verify())["drift"] == []
+
+
+def test_a_lock_that_is_let_go_at_once_keeps_no_publisher_busy(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to settle later, so nothing to look at again and again."""
+    relay = Relay(StubTransport(), QueueBacklogs(StubTransport()), SendLeases())
+    record(conn, make_job(conn, 1), {"retrying": [0]}, delay=0.0)
+    confirm, tries = publishing.confirm_outbox, iter([psycopg.errors.LockNotAvailable()])
+
+    def confirm_later(*given: Any) -> None:
+        for error in tries:
+            raise error
+        confirm(*given)
+
+    monkeypatch.setattr(publishing, "confirm_outbox", confirm_later)
+    assert relay.publish_outbox(conn, publishing.claim_outbox(conn, 10)) == 1
+    assert conn.execute("SELECT FROM callboard.outbox").fetchall() == []
+    assert relay.settle_at == math.inf
 
 
 @pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])

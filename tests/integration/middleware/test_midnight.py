@@ -32,7 +32,7 @@ MESSAGE: dramatiq.Message[None] = dramatiq.Message("default", "work", (1,), {}, 
 def stores(database_url: str) -> Iterator[list[SendStore]]:
     """The stores of two processes."""
     with process_on(database_url) as one, process_on(database_url) as other:
-        yield [SendStore(one, SendLeases()), SendStore(other, SendLeases())]
+        yield [SendStore(process, SendLeases(), lambda _: None) for process in (one, other)]
 
 
 def store(conn: Conn, store: SendStore, *, redelivered: bool = False) -> Outgoing:

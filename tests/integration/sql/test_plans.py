@@ -232,9 +232,10 @@ def _leased(conn: Conn, stage: Stage) -> list[Outgoing]:
 
 
 def _queue_lapsed_sends(conn: Conn, stage: Stage) -> None:
-    leases = list({out.lease for out in _leased(conn, stage)})
+    leases = list({out.lease or 0 for out in _leased(conn, stage)})
     conn.execute("UPDATE callboard.send_leases SET ends_at = now() WHERE id = ANY (%s)", (leases,))
-    sends.queue_lapsed_sends(conn)
+    assert sends.lapsed_send_leases(conn)
+    assert sends.queue_lapsed_sends(conn, stage.plain, leases)
 
 
 def _report_running(conn: Conn, stage: Stage) -> None:
@@ -273,7 +274,7 @@ TRIED: dict[str, Try] = {
     "items_by_key": lambda c, s: sends.items_by_key(c, [("work", f"k-{n}", s.plain, False) for n in s.some]),
     "add_items": _leased,
     "queue_sends": lambda c, s: sends.queue_sends(c, _leased(c, s)),
-    "end_lapsed_send_lease": _queue_lapsed_sends,
+    "end_lapsed_send_leases": _queue_lapsed_sends,
     "renew_send_leases": lambda c, s: sends.renew_send_leases(c, [out.lease or 0 for out in _leased(c, s)]),
     "end_send_leases": lambda c, s: sends.end_send_leases(c, [out.lease or 0 for out in _leased(c, s)]),
     "renew_submissions": lambda c, s: submission.renew_submissions(c, [s.plain]),

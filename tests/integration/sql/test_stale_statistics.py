@@ -371,7 +371,8 @@ def _sends_queued(scene: Scene) -> Act:
 def _sends_lapsed(scene: Scene) -> Act:
     _sends_queued(scene)
     scene.conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
-    return lambda: sends.queue_lapsed_sends(scene.conn)
+    [(job, leases)] = sends.lapsed_send_leases(scene.conn)
+    return lambda: sends.queue_lapsed_sends(scene.conn, job, leases)
 
 
 def _keyed(scene: Scene) -> int:

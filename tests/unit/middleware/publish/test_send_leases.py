@@ -27,12 +27,15 @@ class Database:
         self.renewed: list[int] = []
         self.ended: list[int] = []
         self.gone: set[int] = set()
+        self.error: psycopg.Error | None = None
 
     def renew(self, _: Conn, leases: Collection[int]) -> list[int]:
         self.renewed += leases
         return [lease for lease in leases if lease not in self.gone]
 
     def end(self, _: Conn, leases: Collection[int]) -> None:
+        if self.error:
+            raise self.error
         self.ended += leases
 
 
@@ -89,6 +92,33 @@ def test_a_lease_does_not_end_while_a_statement_may_store_something_under_it(
         grow_old(leases, send_leases.JOIN_SECONDS)
         leases.maintain(NONE)
         assert database.ended == []
+    leases.maintain(NONE)
+    assert database.ended == [7]
+
+
+def test_a_statement_that_waits_keeps_nobody_busy_with_the_lease_that_it_joins(
+    database: Database, leases: SendLeases
+) -> None:
+    """Else the publisher looks again and again; and what is unpublished must be renewed meanwhile."""
+    with leases.joining({1}):
+        grow_old(leases, send_leases.JOIN_SECONDS)
+        leases.maintain(NONE)
+        assert database.renewed == [7]
+        leases.settle([OUT])
+        grow_old(leases, send_leases.JOIN_SECONDS)
+        leases.maintain(NONE)
+        assert leases.due > time.monotonic()
+    assert database.ended == []
+
+
+def test_a_lease_that_could_not_be_ended_is_ended_later(database: Database, leases: SendLeases) -> None:
+    """It must not lapse: what waits under it would be sent a second time."""
+    leases.settle([OUT])
+    grow_old(leases, send_leases.JOIN_SECONDS)
+    database.error = psycopg.OperationalError()
+    with pytest.raises(psycopg.OperationalError):
+        leases.maintain(NONE)
+    database.error = None
     leases.maintain(NONE)
     assert database.ended == [7]
 
