@@ -3,10 +3,13 @@
 import gc
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 from typer.exceptions import TyperException
+from typer.models import CommandInfo
 
 from callboard.commands import doctor, output, put_back, server, sweep, tokens
 from callboard.commands.errors import CommandError, explain
@@ -43,8 +46,31 @@ def _check_settings() -> None:
         raise CommandError(str(error), code=2) from None
 
 
+class Command(TyperCommand):
+    """A command that refuses to be given one option twice: of two values, typer would drop the first without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises a usage error for an option of one value that is given more than once."""
+        if not ctx.resilient_parsing:
+            *_, given = self.make_parser(ctx).parse_args(args=list(args))
+            for option in self.params:
+                once = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
+                if once and given.count(option) > 1:
+                    ctx.fail(f"{option.opts[0]} takes one value, and {given.count(option)} were given")
+        return super().parse_args(ctx, args)
+
+
+def _commands(group: typer.Typer) -> Iterator[CommandInfo]:
+    yield from group.registered_commands
+    for inner in group.registered_groups:
+        if inner.typer_instance:
+            yield from _commands(inner.typer_instance)
+
+
 for group in GROUPS:
     app.add_typer(group.app)
+for command in _commands(app):
+    command.cls = Command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.commands import database
 from callboard.commands.errors import explain
+from callboard.commands.main import main
 
 
 def test_a_statement_that_took_too_long_is_no_lost_connection() -> None:
@@ -30,3 +31,21 @@ def test_a_connection_that_is_lost_within_a_command_was_made(monkeypatch: pytest
     assert explain(caught.value) == (
         "the connection to the database was lost: server closed the connection unexpectedly; try again"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ("items 1 --state failed --state skipped", "--state"),
+        ("export 1 --format=csv --format=jsonl", "--format"),
+        ("workers --state dead --state alive", "--state"),
+        ("retry 1 --state failed --state skipped --error OSError --error KeyError", "--error"),
+        ("token create --scope read --scope submit --tenant a --tenant b", "--tenant"),
+    ],
+)
+def test_an_option_of_one_value_that_is_given_twice_is_refused(
+    given: str, option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    assert main(given.split()) == 2
+    assert f"callboard: {option} takes one value, and 2 were given (see" in capsys.readouterr().err
