@@ -33,11 +33,15 @@ class NotPossible(RuntimeError):
     """The job is not in a state in which this can be done to it; the message says what it is, and what to do."""
 
 
+class RowLocked(NotPossible):
+    """Another transaction holds a row of the job; the same action may be possible when that has ended."""
+
+
 @contextmanager
 def action_transaction(conn: Conn) -> Iterator[None]:
     """Run a block as an action on jobs: in a transaction, or in a savepoint of the open one.
 
-    Raises NotPossible when another transaction holds a row of them for `ACTION_LOCK_WAIT_SECONDS`.
+    Raises RowLocked when another transaction holds a row of them for `ACTION_LOCK_WAIT_SECONDS`.
     """
     try:
         with transaction(conn, timings.ACTION_LOCK_WAIT_SECONDS):
@@ -46,7 +50,7 @@ def action_transaction(conn: Conn) -> Iterator[None]:
         if conn.info.transaction_status != TransactionStatus.IDLE:
             raise  # the outer action says it
         holder = longest_lock(conn)
-        raise NotPossible(f"a row of the job is locked, perhaps by {holder}: try again when that has ended") from None
+        raise RowLocked(f"a row of the job is locked, perhaps by {holder}: try again when that has ended") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from callboard.sql.writes.requests import (
     NoSuchJob,
     NotPossible,
     Requester,
+    RowLocked,
     action_transaction,
     job_status,
     listed,
@@ -55,7 +56,8 @@ def run_again(write: Callable[[Callable[[Conn], Any]], Any], job: int, by: Reque
     transaction. Nothing of it starts before all is copied; if that fails, it is as if it had never been, but for one
     with a key, which goes on when it is asked for again.
 
-    Raises NoSuchJob, KeyInUse, ValueError for nonsense, and NotPossible for a job that is open, or has no such items.
+    Raises NoSuchJob, KeyInUse, ValueError for nonsense, and NotPossible for a job that is open, has no such items,
+    or whose row another transaction holds.
     """
     made: SubmittedJob = write(lambda conn: _create(conn, job, by, again))
     if made.elsewhere:
@@ -66,7 +68,7 @@ def run_again(write: Callable[[Callable[[Conn], Any]], Any], job: int, by: Reque
         while not write(lambda conn: _copy_chunk(conn, made.job, job, by, again)):
             pass
     except BaseException as error:
-        goes_on = again.key is not None and not isinstance(error, NotPossible)
+        goes_on = again.key is not None and (isinstance(error, RowLocked) or not isinstance(error, NotPossible))
         end = submission.release_submission if goes_on else submission.discard_job
         with suppress(psycopg.Error):  # its lease ends anyway
             write(lambda conn: end(conn, made.job))

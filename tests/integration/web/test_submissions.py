@@ -19,6 +19,7 @@ from callboard import Identity
 from callboard.commands.main import main
 from callboard.commands.services import ports
 from callboard.middleware.submission import submission as chunks
+from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import WorkerInfo
@@ -410,6 +411,29 @@ def test_a_copy_that_breaks_off_leaves_nothing_or_goes_on_by_its_key(
         with pytest.raises(ConnectionError):
             copies.run_again(write, old, US, Again(key=key))
         assert left(conn)[:-1] == then
+    new, fresh = copies.run_again(lambda statement: statement(conn), old, US, Again(key="k"))
+    assert (fresh, calls(conn, new)) == (True, calls(conn, old))
+
+
+def test_a_copy_that_meets_a_lock_of_others_leaves_nothing_or_goes_on_by_its_key(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "CHUNK_ITEMS", 7)
+    monkeypatch.setattr(timings, "ACTION_LOCK_WAIT_SECONDS", 0.1)
+    old = make_job(conn, 20)
+    cancel(conn, old)
+    for key, then in ((None, []), ("k", [("pending", 7)])):
+        with connect(database_url) as other, other.transaction():
+            statements = iter(range(100))
+
+            def write(statement: Any, count: Iterator[int] = statements, other: Conn = other) -> Any:
+                if next(count) == 2:  # after the making of the job, and the first chunk
+                    other.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (old,))
+                return statement(conn)
+
+            with pytest.raises(NotPossible, match="is locked, perhaps by process"):
+                copies.run_again(write, old, US, Again(key=key))
+            assert left(conn)[:-1] == then
     new, fresh = copies.run_again(lambda statement: statement(conn), old, US, Again(key="k"))
     assert (fresh, calls(conn, new)) == (True, calls(conn, old))
 
