@@ -665,15 +665,14 @@ def test_only_the_name_deletes_a_large_job(page: Page, conn: Conn, address: str)
 
 def test_a_job_that_is_open_for_more_items_is_sealed_while_it_is_paused(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 1, sealed=False)
-    submission.open_job(conn, job)
     make_worker(conn)
     record(conn, job, {"succeeded": [0]})
-    age(conn, job, 11)
+    actions.pause(conn, job, Requester("python", "anna"))
     page.goto(f"{address}/jobs/{job}")
-    expect(page.locator("#sentence")).to_have_text("Stands still: it is open for more items until somebody seals it")
-    page.get_by_role("button", name="Pause").click()
-    expect(pill(page)).to_have_text("paused", timeout=SOON)
-    page.get_by_role("button", name="Seal").click()
+    expect(page.locator("#live")).to_have_text("live")
+    expect(page.get_by_role("button", name="Seal")).to_have_count(0)
+    submission.open_job(conn, job)  # its submission is done
+    page.get_by_role("button", name="Seal").click(timeout=SOON)
     expect(pill(page)).to_have_text("completed", timeout=SOON)
     expect(page.get_by_role("button", name="Seal")).to_have_count(0, timeout=SOON)
 

@@ -1,15 +1,18 @@
 """What the pages show of a job and ask about it, made without a database."""
 
 import asyncio
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2 import nodes
 
 from callboard.sql.states import ITEM_STATES
 from callboard.web.pages import chart, words
 from callboard.web.pages.job import PARTS, ROWS
 from callboard.web.templating import JINJA
+from tests.support.paths import ROOT
 
 JOB: dict[str, Any] = {
     "id": 7, "parent": None, "state": "running", "stopping": None, "stalled": None, "sealed": False, "standing": False,
@@ -25,6 +28,38 @@ def test_only_a_job_that_is_open_for_more_items_has_a_button_to_seal_it(state: s
     acts = ui.acts(job, "/", may_control=True, may_submit=True, may_share=False)
     assert ('action="/jobs/7/seal"' in acts) is is_open
     assert 'action="/jobs/7/cancel"' in acts
+
+
+@pytest.mark.parametrize(("standing", "sealed"), [(False, False), (False, True), (True, False), (True, True)])
+def test_only_a_standing_job_of_today_is_said_to_be_open(standing: bool, sealed: bool) -> None:
+    ui: Any = JINJA.globals["ui"]
+    job = JOB | {"actor": "mail", "standing": standing, "sealed": sealed, "eta": None}
+    today = standing and not sealed
+    sentence = (
+        "Open: each message sent to <code>mail</code> outside a job becomes an item of this job, until midnight UTC"
+    )
+    assert (sentence in ui.sentence(job)) is today
+    assert ("Running" in ui.sentence(job)) is not today
+    assert (">open</span>" in ui.pill(job)) is today
+    assert (">running</span>" in ui.pill(job)) is not today
+
+
+@pytest.mark.parametrize(("page", "macros"), [("job.html", {"sentence", "acts"}), ("share.html", {"sentence"})])
+def test_the_head_of_a_page_is_made_anew_when_its_sentence_or_its_buttons_may_differ(
+    page: str, macros: set[str]
+) -> None:
+    sources = [(ROOT / "web" / "templates" / name).read_text("utf-8") for name in ("macros.html", page)]
+    found = [macro for macro in JINJA.parse(sources[0]).find_all(nodes.Macro) if macro.name in macros]
+    used = {
+        name.attr
+        for macro in found for branch in macro.find_all(nodes.If) for name in branch.test.find_all(nodes.Getattr)
+        if isinstance(name.node, nodes.Name) and name.node.name == "job"
+    }  # fmt: skip
+    assert len(found) == len(macros)
+    watched = re.search(r'id="head".* data-watch="(.*?)"', sources[1])
+    assert watched
+    # These never change, change with the state, or are filled in place.
+    assert used - {"parent", "standing", "started_at", "eta"} <= set(watched[1].split())
 
 
 @pytest.mark.parametrize("more", [False, True])
