@@ -56,7 +56,7 @@ def score_providers(answers: list[tuple[str, str, bool]]) -> list[list[object]]:
 
 @dramatiq.actor(queue_name="callboard")
 def save_insight(company: str, provider: str, named: float) -> None:
-    """What a score means, saved in the final table with the outcome of this item."""
+    """Save the meaning of a score in the final table, with the outcome of this item."""
     insight = f"{provider} {'knows' if named > 1 / 2 else 'should hear of'} {company}"
     callboard.save(SAVE, (company, provider, named, insight))
 

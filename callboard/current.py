@@ -1,4 +1,4 @@
-"""What an actor can do while it runs an item: skip it, report a step and progress, save rows, ask which item it is."""
+"""Functions that an actor calls while it runs an item: skip it, report a step, save rows, ask which item it is."""
 
 import json
 import logging

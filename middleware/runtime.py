@@ -281,8 +281,8 @@ class Runtime:
             sys.exit(1)
 
     def _close_at_exit(self) -> None:
-        """Close. What functions send that Python calls after this one at its exit is stored without a lease, since
-        nobody publishes it here: workers do so at once.
+        """Close. Functions that Python calls at its exit after this one may still send: these messages are stored
+        without a lease, since nobody publishes them here, and workers publish them at once.
         """
         self._remote = False
         self.close()

@@ -158,7 +158,7 @@ class JobFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """What there is to do, whichever process does it; and how many workers live, how many of them came before this
+    """The work that is due, whichever process does it; and how many workers live, how many of them came before this
     process, and the time of the database in seconds: by these they take turns to look.
     """
 

@@ -1,4 +1,4 @@
-"""Who may use the web app, and what a browser may do with its answers."""
+"""Decides who may use the web app, and what a browser may do with its answers."""
 
 import inspect
 import logging
@@ -190,7 +190,7 @@ def check_scope(request: Request, scope: str, *, for_all_tenants: bool, shared: 
 
 
 async def _admission(authenticate: Authenticate, request: Request) -> Admission:
-    """Ask the login. What is neither an identity, nor None, nor an answer admits nobody."""
+    """Ask the login. Any value but an identity, None or an answer is an error and admits nobody."""
     try:
         if inspect.iscoroutinefunction(authenticate):
             found = await authenticate(request)

@@ -29,7 +29,7 @@ Id = Annotated[int, msgspec.Meta(ge=0, le=IDS)]
 
 
 class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What to do to which jobs: to those of a `filter`, or to those with these `ids`.
+    """An action on many jobs: on those of a `filter`, or on those with these `ids`.
 
     `reason`: of a cancellation. `states`: of the items to retry, if not those that failed.
     """

@@ -1,6 +1,8 @@
 """Publishes outbox rows and jobs' bulk items. Only what the broker confirms counts as published.
 
-Bulk items are counted by their job's watermark, which only moves forward; an outbox row is deleted.
+Bulk items are counted by their job's watermark, which only moves forward; an outbox row is deleted. A send under a
+lease is the exception: it counts as published from when it is stored, and gets a row in the outbox if it can't be
+published.
 """
 
 import logging

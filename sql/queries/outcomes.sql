@@ -76,7 +76,8 @@ concat('process ', a.pid, ' of ', coalesce(nullif(a.application_name, ''), 'an a
 
 -- name: longest_lock
 -- The session with the oldest transaction that has locks of jobs, of items, or of tables of the user's that refer to them,
--- as one line of text: perhaps the one that is waited for. Caller: the journal's warning, retention.delete_rows.
+-- as one line of text: perhaps the one that is waited for. Caller: the journal's warning,
+-- retention.delete_rows, requests.action_transaction.
 SELECT {session}
 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
 WHERE l.relation IN (SELECT unnest(ARRAY[confrelid, conrelid]) FROM pg_constraint

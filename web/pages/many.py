@@ -15,12 +15,12 @@ from callboard.web.pages import words
 from callboard.web.pages.page import render
 from callboard.web.parameters import Refused
 
-#: What needs no question if the jobs are chosen one by one; how many match a search is only known by asking.
+#: Actions that need no question if the jobs are chosen one by one; how many match a search is only known by asking.
 HARMLESS = ("pause", "resume")
 
 
 class Many(msgspec.Struct, forbid_unknown_fields=True):
-    """What to do to which jobs: to those that are chosen, or to all of a search."""
+    """An action on many jobs: on those that are chosen, or on all of a search."""
 
     what: Literal["pause", "resume", "retry", "cancel", "delete"]
     ids: list[int] | None = None

@@ -25,7 +25,7 @@ TINY_SECONDS, SHORT_SECONDS = 1, 10
 SHOWN_LINES, SHOWN_CHARS = 20, 3_000
 FEW_LINES, FEW_CHARS = 5, 500
 #: The words for an item that waits, for which no row has a time.
-WAITING = {"pending": "stored, not published yet", "queued": "published, not started yet"}
+WAITING = {"pending": "stored, not published yet", "queued": "published or being published, not started yet"}
 #: In the order of the bar, finished states first: the left part of the bar only ever grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
 

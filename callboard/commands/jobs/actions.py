@@ -159,7 +159,8 @@ def run_again(
 ) -> None:
     """Make a new job of the items of one that has ended: all, or those in some states. Prints the new job's id.
 
-    It has the old job's limits, but for the deadline and the time to start at: `callboard limit` changes them.
+    It has the old job's limits, but for the deadline and the time to start at. `callboard limit` changes them while it
+    runs; to start it with others, call `job.run_again(rate=…)` in Python, or POST /api/jobs/JOB/run-again.
     """
     with database() as conn:
         find_job(conn, job)

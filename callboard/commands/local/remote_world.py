@@ -1,7 +1,7 @@
-"""What the shipped pipelines call instead of the world: an ad API, quotes, AI providers, web sites, a classifier.
+"""Stands in for the world that the shipped pipelines call: an ad API, quotes, AI providers, web sites, a classifier.
 
 It limits rates with 429 and Retry-After, answers with errors, stalls, and knows what it was asked before, as the real
-ones do. What it answers follows from what it is asked, but for one answer in fifty, which is an error and goes away.
+ones do. Each answer follows from its request, but for one answer in fifty, which is an error and goes away.
 """
 
 import hashlib

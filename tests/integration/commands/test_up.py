@@ -56,7 +56,9 @@ def kill_a_worker(up: Process) -> None:
 def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when it is killed itself, and on a machine that names no home."""
+    """Also when it is killed itself, and on a machine that names no home. The second run uses the broker and the data
+    that the killed one left behind, and ends in order.
+    """
     monkeypatch.delenv("HOME", raising=False)
     with running(tmp_path, "up", "--processes", "2", "--threads", "2", until="Ctrl-C") as up:
         assert stat.S_IMODE((tmp_path / ".callboard" / "up.json").stat().st_mode) == 0o600

@@ -52,7 +52,8 @@ SELECT n, 8, 'h', '{{work}}', '{{default}}', now() FROM generate_series(1, 5000)
 SET session_replication_role = origin;
 VACUUM ANALYZE
 """
-#: Tables that grow with what has ever been done.
+#: Tables that grow with what has ever been done. `send_leases` does not, so that it may be read whole: of each process
+#: and job into which it sends there is a row for about two seconds.
 LARGE = {
     "jobs", "items", "results", "attempts", "errors", "samples", "callbacks", "actions", "deleted_jobs", "outbox",
     "workers",

@@ -47,7 +47,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "missing": draw(st.none() | st.just("mail")),
         "holds": None, "submitting": draw(st.none() | st.booleans()), "held": draw(st.booleans()),
-        "consumed": draw(st.integers(0, 10**9)), "stages": None,
+        "consumed": draw(st.integers(0, 10**9)),
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "within": False,
     }  # fmt: skip
 
