@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from psycopg.errors import LockNotAvailable
 
@@ -19,7 +19,8 @@ from callboard.middleware.message.delivery import release
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
 from callboard.middleware.process.side_thread import SideThread
-from callboard.sql.pool import Conn
+from callboard.sql import timings
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.writes.outcomes import locked_jobs
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection, retry
@@ -38,16 +39,24 @@ MOVED_BACK = Requester("worker", "dead letters moved back")
 Key: TypeAlias = tuple[int, int, int]
 
 
+class NotKept(NamedTuple):
+    """The attempts that are refused, and those that wait since another transaction holds a row that they need."""
+
+    refused: Collection[Key] = ()
+    locked: Collection[Key] = ()
+
+
 class Parking:
     """Keeps messages, then acknowledges them, in a side thread: worker threads go on with other messages.
 
-    `keep` puts attempts into the outbox, and returns those that it refuses, if any: their messages are rejected. A
-    message that is not kept before the process stops is not acknowledged, so it is delivered again. `kept` is called
-    after each transaction. Those of a job that another transaction has locked wait for its end; others are kept.
+    `keep` puts attempts into the outbox, and returns those that it does not keep, if any: the messages of those that it
+    refuses are rejected. It raises psycopg.errors.LockNotAvailable if it keeps none, since a row is locked. A message
+    that is not kept before the process stops is not acknowledged, so it is delivered again. `kept` is called after each
+    transaction. Those of a job that another transaction has locked wait for its end; others are kept.
     """
 
     def __init__(
-        self, process: Process, keep: Callable[[Conn, Sequence[Key]], Collection[Key] | None], kept: Callable[[], None]
+        self, process: Process, keep: Callable[[Conn, Sequence[Key]], NotKept | None], kept: Callable[[], None]
     ) -> None:
         self._process = process
         self._keep = keep
@@ -73,9 +82,7 @@ class Parking:
             kept, refused = self._process.retry_write(lambda conn: self._keep_unlocked(conn, batch), _log_outage)
         except Stopping:
             return
-        release(
-            (delivery, (*attempt.key, attempt.number) in refused) for attempt in kept for delivery in attempt.deliveries
-        )
+        release((delivery, _key(attempt) in refused) for attempt in kept for delivery in attempt.deliveries)
         self._kept()
         if len(kept) < len(batch) and not self._process.stopping:
             self._put_off(set(batch).difference(kept))
@@ -85,7 +92,8 @@ class Parking:
         batch = _unlocked(conn, batch, {attempt.job for attempt in batch if attempt.put_off})
         for last in (False, True):
             try:
-                return batch, (self._keep(conn, [(*a.key, a.number) for a in batch]) if batch else None) or ()
+                found = (self._keep(conn, [_key(a) for a in batch]) if batch else None) or NotKept()
+                return [a for a in batch if _key(a) not in found.locked], found.refused
             except LockNotAvailable:
                 batch = [] if last else _unlocked(conn, batch, {attempt.job for attempt in batch})
         return [], ()
@@ -105,14 +113,25 @@ def _unlocked(conn: Conn, attempts: Sequence[Attempt], jobs: Collection[int]) ->
     return [attempt for attempt in attempts if attempt.job not in locked]
 
 
-def retry_moved_back(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:
-    """Give the failed items of dead letters that were moved back another attempt; see `Parking`."""
+def _key(attempt: Attempt) -> Key:
+    return (*attempt.key, attempt.number)
+
+
+def retry_moved_back(conn: Conn, keys: Sequence[Key]) -> NotKept:
+    """Give the failed items of dead letters that were moved back another attempt; see `Parking`.
+
+    Those of a job of which another transaction has locked a row wait: it is no reason to refuse them.
+    """
     refused: list[Key] = []
+    locked: list[Key] = []
     for job, found in groupby(sorted(keys), itemgetter(0)):
         of_job = list(found)
         try:
-            retry(conn, job, MOVED_BACK, RetrySelection(["failed"], [item for _, item, _ in of_job]))
+            with transaction(conn, timings.LOCK_WAIT_SECONDS):
+                retry(conn, job, MOVED_BACK, RetrySelection(["failed"], [item for _, item, _ in of_job]))
+        except LockNotAvailable:
+            locked += of_job
         except (NoSuchJob, NotPossible) as error:
             log.warning("%d dead letters of job %d were moved back, and stay dead letters: %s", len(of_job), job, error)
             refused += of_job
-    return refused
+    return NotKept(refused, locked)

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from callboard.middleware.attempts.claim import ItemLocked, claim
-from callboard.middleware.attempts.parking import Parking
+from callboard.middleware.attempts.parking import Parking, retry_moved_back
 from callboard.middleware.journal import journal as module
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt
@@ -199,6 +199,26 @@ def test_messages_of_a_locked_job_hold_up_no_other_that_is_parked(row: str, conn
             assert wait_until(lambda: acks.acknowledged == [1], 60)
             assert wait_until(lambda: [attempt.job for attempt in parking.put_off] == [held], SLOW)
         assert wait_until(lambda: acks.acknowledged == [1, 0], SLOW)
+
+
+@pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])
+def test_a_dead_letter_moved_back_to_a_locked_job_waits_for_it_and_is_no_dead_letter_again(
+    row: str, conn: Conn, database_url: str
+) -> None:
+    held, other = make_job(conn, 1), make_job(conn, 1)
+    acks = RecordedAcks()
+    for job in (held, other):
+        record(conn, job, {"failed": [0]})
+    with process_on(database_url) as process:
+        parking = Parking(process, retry_moved_back, lambda: None)
+        with locked(database_url, row, held):
+            for tag, job in enumerate((held, other)):
+                parking.park(Attempt(job, 0, 1, [Delivery(acks, tag, None)], {}))
+            assert wait_until(lambda: acks.acknowledged == [1], SLOW)
+            assert wait_until(lambda: [attempt.job for attempt in parking.put_off] == [held], SLOW)
+        assert wait_until(lambda: acks.acknowledged == [1, 0], SLOW)
+    assert acks.rejected == []
+    assert [queries.run(conn, queries.job(job))["failed"] for job in (held, other)] == [0, 0]  # type: ignore[index]
 
 
 def test_a_message_of_a_locked_job_that_is_deleted_waits_no_more(conn: Conn, database_url: str) -> None:
