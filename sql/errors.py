@@ -27,8 +27,11 @@ TRANSIENT = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     PoolTimeout,
 )
-#: A function that was running when an error came, in a line of its context.
-_FUNCTION = re.compile(r'^(?:PL/\w+|SQL) function "?(?:(\w+)\.)?(\w+).*', re.MULTILINE)
+#: A function that was running when an error came, in a line of its context in any language (lc_messages): of PL/pgSQL
+#: its schema, unless that is in the search path, and its name, before its arguments; of others its name in quotes.
+_LANGUAGE = re.compile(r"(PL/\w+)|SQL")
+_SIGNATURE = re.compile(r"""(?:("[^"]+"|[a-z_][a-z0-9_]*)\.)?("[^"]+"|[a-z_][a-z0-9_]*)\(""")
+_QUOTED = re.compile(r"""["»«]\s?()(\w+)\s?["»«]""")
 #: A function that one of our migrations makes.
 _OURS = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION callboard\.(\w+)")
 
@@ -43,17 +46,27 @@ def of_users(error: psycopg.Error) -> psycopg.Error:
     """
     if isinstance(error, (*TRANSIENT, *DATA_ERRORS)):
         return error
-    for found in _FUNCTION.finditer(error.diag.context or ""):
-        if found[1] != "callboard" and found[2] not in _our_functions():
-            return UserFunctionFailed(f"{error.diag.message_primary}; in {found[0]}")
+    for line in (error.diag.context or "").splitlines():
+        function = _function(line)
+        if function is not None and function[0] != "callboard" and function[1] not in _our_functions():
+            return UserFunctionFailed(f"{error.diag.message_primary}; in {line}")
     return error
+
+
+def _function(line: str) -> tuple[str | None, str] | None:
+    """Return schema and name of the function that a line of a context names; None if it names none."""
+    language = _LANGUAGE.search(line)
+    if language is None or "=" in line:  # an assignment, as it is written
+        return None
+    found = (language[1] and _SIGNATURE.search(line)) or _QUOTED.search(line)
+    return found and (found[1], found[2])
 
 
 @cache
 def _our_functions() -> set[str]:
     """The names of our functions: one has no schema in a context if that is in the search path."""
     migrations = (Path(__file__).parent / "migrations").glob("*.sql")
-    return {"inline_code_block", *(name for path in migrations for name in _OURS.findall(path.read_text("utf-8")))}
+    return {name for path in migrations for name in _OURS.findall(path.read_text("utf-8"))}
 
 
 def is_misconfigured(error: BaseException) -> bool:

@@ -1,10 +1,12 @@
 """An error of the database is read as a lost connection, or as something else."""
 
+from types import SimpleNamespace
+
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from callboard.sql.errors import is_connection_lost, is_misconfigured
+from callboard.sql.errors import UserFunctionFailed, is_connection_lost, is_misconfigured, of_users
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,57 @@ def test_a_lost_connection_is_told_from_other_errors(error: Exception, lost: boo
 )
 def test_what_somebody_has_to_repair_is_told_from_refused_data(error: Exception, misconfigured: bool) -> None:
     assert is_misconfigured(error) is misconfigured
+
+
+class Undefined(psycopg.errors.UndefinedTable):
+    """An error with such a context."""
+
+    def __init__(self, context: str) -> None:
+        super().__init__("no such table")
+        self._diag = SimpleNamespace(message_primary="no such table", context=context)
+
+    @property
+    def diag(self) -> psycopg.errors.Diagnostic:
+        return self._diag  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "PL/pgSQL function audit() line 1 at SQL statement",
+        "PL/pgSQL function app.audit(integer,text) line 1 at SQL statement",
+        "PL/pgSQL-Funktion audit() Zeile 1 bei SQL-Anweisung",
+        'PL/pgSQL-Funktion app."Prüfung"() Zeile 1 bei SQL-Anweisung',
+        "fonction PL/pgSQL audit(), ligne 1 à instruction SQL",
+        "PL/pgSQL関数audit()の1行目 - SQLステートメント",
+        'PL/pgSQL 함수 "audit()" 의 1번째 SQL 구문',
+        "audit() PL/pgSQL fonksiyonu, 1. satır, SQL deyimi içinde",
+        'PL/Python function "audit"',
+        "PL/Python-Funktion »audit«",
+        'SQL function "audit" statement 1',
+        "SQL-Funktion »audit« Anweisung 1",
+        "fonction SQL «\u00a0audit\u00a0», instruction 1",
+    ],
+)
+def test_a_function_of_the_users_is_found_in_a_context_of_any_language(line: str) -> None:
+    found = of_users(Undefined(f'SQL statement "INSERT INTO audit_log VALUES (1)"\n{line}'))
+    assert isinstance(found, UserFunctionFailed)
+    assert str(found) == f"no such table; in {line}"
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "",
+        'SQL statement "SELECT audit(1)"',
+        "SQL-Anweisung »SELECT audit(1)«",
+        'PL/pgSQL assignment "x := audit(1)"',
+        'SQL function "count_outcomes" statement 1',
+        "SQL-Funktion »count_outcomes« Anweisung 1",
+        "PL/pgSQL-Funktion callboard.of_later(bigint) Zeile 1 bei SQL-Anweisung",
+        "PL/pgSQL function inline_code_block line 1 at SQL statement",
+    ],
+)
+def test_no_other_context_is_taken_for_a_function_of_the_users(context: str) -> None:
+    error = Undefined(context)
+    assert of_users(error) is error
