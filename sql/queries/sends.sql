@@ -108,13 +108,14 @@ GROUP BY job_id ORDER BY random() LIMIT %(limit)s
 
 -- name: end_lapsed_send_leases
 -- Guard: they have lapsed, and nobody has them in hand. Caller: the sweep, which queues in the same transaction what was sent
--- under them: whoever stores a send under one has committed that by then. Rows: one, (leases, the least first item; NULL: none).
+-- under them: whoever stores a send under one has committed that by then. That transaction searches tables by their indexes.
+-- Rows: one, (leases, the least first item; NULL: none).
 WITH ended AS (
     DELETE FROM callboard.send_leases
     WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND ends_at <= now() FOR UPDATE SKIP LOCKED)
     RETURNING id, first_item
 )
-SELECT array_agg(id), min(first_item) FROM ended
+SELECT array_agg(id), min(first_item) FROM ended, (SELECT set_config('enable_seqscan', 'off', true)) AS by_index
 
 -- name: queue_sends
 -- Sends of stretches of jobs, from `low` to below `high`, that were stored under one of these leases and go into the outbox,
