@@ -242,7 +242,8 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Held:
     """An item that a dead worker held: `elapsed` seconds since its attempt started, which had `ran` for so many when
-    the worker beat last.
+    the worker beat last. `crash_limit`: the crashes after which it fails, 0: the death is not charged to it; None: that
+    is not decided yet.
     """
 
     job: int
@@ -251,6 +252,7 @@ class Held:
     crashes: int
     elapsed: float
     ran: float
+    crash_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

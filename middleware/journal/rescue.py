@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from psycopg.errors import LockNotAvailable
@@ -43,28 +43,42 @@ def _rescue(conn: Conn, worker: int) -> int:
         held = workers.running_rows(conn, worker)
         if held:
             now = time.monotonic()
-            outcomes.record(conn, _events(worker, now, held), now)
+            outcomes.record(conn, _events(worker, now, _crash_limits(held)), now)
     log.warning("worker %d is dead; its %d items run again elsewhere", worker, len(held))
     return len(held)
 
 
 def _rescue_apart(conn: Conn, worker: int) -> int:
-    """Requeue a dead worker's items one by one, each in a transaction of its own: jobs are locked after all items."""
+    """Requeue a dead worker's items one by one, each in a transaction of its own: jobs are locked after all items.
+
+    What the death is charged to is decided once, for those too that are locked now. Several processes may do this at
+    once: each item is requeued by the first.
+    """
     with transaction(conn):
         if not workers.declare_dead(conn, worker):
             return 0
-        held = workers.running_rows(conn, worker)
+        limits = _crash_limits(workers.running_rows(conn, worker))
+        workers.save_crash_limits(conn, worker, [(one.job, one.item, limit) for one, limit in limits.items()])
     now = time.monotonic()
-    locked = outcomes.locked_jobs(conn, [(one.job, one.item) for one in held])
-    return sum(_record(conn, event, now) for event in _events(worker, now, held) if event.job not in locked)
+    locked = outcomes.locked_jobs(conn, [(one.job, one.item) for one in limits])
+    count = 0
+    for event in _events(worker, now, limits):
+        if event.job in locked:
+            continue
+        try:
+            count += _record(conn, event, now)
+        except LockNotAvailable as error:
+            locked.add(event.job)  # a trigger of the user's may wait at each of its items
+            log.warning("items of job %d of a dead worker can't be requeued yet: %s", event.job, error)
+    return count
 
 
 def _record(conn: Conn, event: Event, now: float) -> int:
-    """Record one of these ends; return how many items that were: 0 if it is refused or locked."""
+    """Record one of these ends; return how many items that were: 0 if it is refused. Raises LockNotAvailable."""
     try:
         outcomes.record(conn, [event], now)
-    except (*DATA_ERRORS, LockNotAvailable) as error:
-        if event.state == "failed" or isinstance(error, LockNotAvailable):
+    except DATA_ERRORS as error:
+        if event.state == "failed":
             log.warning("item %d/%d of a dead worker can't be requeued yet: %s", event.job, event.item, error)
             return 0
         why = f"its worker died while it was running, and it can't be run again: {describe(error).message}"
@@ -73,9 +87,15 @@ def _record(conn: Conn, event: Event, now: float) -> int:
     return 1
 
 
-def _events(worker: int, now: float, held: Sequence[Held]) -> list[Event]:
-    charged = _charged(held) if held else {}
-    return [_event(worker, now, one, limit=charged.get(one)) for one in held]
+def _events(worker: int, now: float, limits: Mapping[Held, int]) -> list[Event]:
+    return [_event(worker, now, one, limit) for one, limit in limits.items()]
+
+
+def _crash_limits(held: Sequence[Held]) -> dict[Held, int]:
+    """Return the crashes after which each item fails; 0: the death of its worker is not charged to it."""
+    undecided = [one for one in held if one.crash_limit is None]
+    charged = _charged(undecided) if undecided else {}
+    return {one: charged.get(one, 0) if one.crash_limit is None else one.crash_limit for one in held}
 
 
 def _charged(held: Sequence[Held]) -> dict[Held, int]:
@@ -96,17 +116,17 @@ def _charged(held: Sequence[Held]) -> dict[Held, int]:
     return dict.fromkeys(suspected, timings.MAX_CRASHES * (2 if new else 1))
 
 
-def _event(worker: int, now: float, held: Held, *, limit: int | None) -> Event:
-    """Return the end of an attempt by its worker's death. `limit`: see `_charged`; None: it is not charged."""
+def _event(worker: int, now: float, held: Held, limit: int) -> Event:
+    """Return the end of an attempt by its worker's death. `limit`: see `_crash_limits`."""
     crashes = held.crashes + 1
-    final = limit is not None and crashes >= limit
+    final = 0 < limit <= crashes
     why = f"its worker died while it was running (worker {worker})"
     if final:
         why += f"; {crashes} deaths are charged to it, so it is not tried again"
-    elif limit is None:
+    elif not limit:
         why += "; another item of that worker is to blame"
     return Event(
         held.job, held.item, held.attempt, "failed" if final else "retrying", held.elapsed, now, worker,
-        failure=Failure("crashed", "WorkerDied", why), retry=None if final else Retry(0.0), crashed=limit is not None,
+        failure=Failure("crashed", "WorkerDied", why), retry=None if final else Retry(0.0), crashed=limit > 0,
         ran=True,
     )  # fmt: skip

@@ -370,6 +370,7 @@ CREATE TABLE callboard.running (
     item             integer NOT NULL,
     attempt          integer NOT NULL,
     worker           integer NOT NULL,
+    crash_limit      integer,                    -- of a dead worker that died with it: crashes after which it fails; 0: another is to blame
     step             text,                       -- what its actor last said it is doing
     stack            text,                       -- where it has stood for long: the innermost frames, the innermost first
     place            text,                       -- of these frames, the innermost that is neither a library's nor Python's

@@ -113,7 +113,8 @@ WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
 
 -- name: declare_dead
 -- Take a worker for dead. Guard: its heartbeat stopped, or it ended already.
--- Caller: the rescue. Rows: (id); none: it lives. The row stays locked to the end of the rescue, so one rescues at a time.
+-- Caller: the rescue. Rows: (id); none: it lives. The row stays locked to the end of the transaction, so one process at a
+-- time decides which items its death is charged to; the guard of `record` has each requeued once.
 UPDATE callboard.workers AS w SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
 WHERE id = %(worker)s AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR {is_dead})
 RETURNING id
@@ -127,12 +128,25 @@ AND (beat_at < now() - make_interval(secs => %(SILENT_SECONDS)s)
                     WHERE w.session IS NOT NULL AND s.backend_start = w.session_since))
 
 -- name: running_rows
--- What a dead worker held, with the crashes of each item. Caller: the rescue, in order of key.
+-- What a dead worker held, with the crashes of each item, and what was decided of it in an earlier transaction of the rescue:
+-- not of an earlier death, after which the worker came back to life. Caller: the rescue, in order of key.
 -- Rows: Held.
 SELECT r.job_id, r.item, r.attempt, i.crashes, extract(epoch FROM now() - r.started_at)::float8,
-       extract(epoch FROM w.beat_at - r.started_at)::float8
+       extract(epoch FROM w.beat_at - r.started_at)::float8, CASE WHEN w.died_at < now() THEN r.crash_limit END
 FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item) JOIN callboard.workers AS w ON w.id = r.worker
 WHERE r.worker = %(worker)s ORDER BY r.job_id, r.item
+
+-- name: save_crash_limits
+-- Keep which items the death of their worker is charged to, for those that are requeued later.
+-- Caller: the rescue, in the transaction of `declare_dead`. Lock order: rows in `running` by key.
+WITH held AS (
+    SELECT r.job_id, r.item, h.crash_limit
+    FROM callboard.running AS r
+    JOIN unnest(%(job)s::bigint[], %(item)s::int[], %(crash_limit)s::int[]) AS h (job_id, item, crash_limit)
+        ON r.job_id = h.job_id AND r.item = h.item
+    WHERE r.worker = %(worker)s ORDER BY r.job_id, r.item FOR NO KEY UPDATE OF r
+)
+UPDATE callboard.running AS r SET crash_limit = h.crash_limit FROM held AS h WHERE r.job_id = h.job_id AND r.item = h.item
 
 -- name: job_controls
 -- What all workers must know of jobs: of those that were changed within so many seconds, or of all that may still

@@ -1,6 +1,6 @@
 """Worker processes: registration, heartbeats, deaths, and what a dead worker held."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
@@ -75,13 +75,20 @@ def dead_workers(conn: Conn) -> list[int]:
 
 
 def declare_dead(conn: Conn, worker: int) -> bool:
-    """Mark a worker as dead, in the transaction that rescues its items; return False when it lives."""
+    """Mark a worker as dead, in the transaction that decides what becomes of its items; return False when it lives."""
     return gives_row(conn, "declare_dead", worker=worker)
 
 
 def running_rows(conn: Conn, worker: int) -> list[Held]:
     """Return a worker's rows in `running`, in order of key."""
     return fetch(conn, Held, "running_rows", worker=worker)
+
+
+def save_crash_limits(conn: Conn, worker: int, limits: Iterable[tuple[int, int, int]]) -> None:
+    """Keep of items that a dead worker held, (job, item, limit), the crashes after which each fails; 0: its death is
+    not charged to that item.
+    """
+    execute(conn, "save_crash_limits", worker=worker, **lists("job item crash_limit", limits))
 
 
 def job_controls(conn: Conn, within: float | None = None) -> list[JobControl]:

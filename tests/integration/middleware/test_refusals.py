@@ -18,7 +18,7 @@ from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, NewItem, Retry
+from callboard.sql.rows import Event, NewItem, Retry, Running
 from callboard.sql.writes import claims, outcomes, workers
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
@@ -117,14 +117,14 @@ FAULTS = {
 }
 
 
-def audit(conn: Conn, fault: str, state: str) -> None:
-    """A trigger that fails when item 7 gets this state."""
+def audit(conn: Conn, fault: str, state: str, when: str = "NEW.item = 7") -> None:
+    """A trigger that fails when item 7, or others, get this state."""
     conn.execute(
         f"CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {fault}; RETURN NEW; END $$".encode()
     )
     conn.execute(
         "CREATE TRIGGER audit BEFORE UPDATE ON callboard.items FOR EACH ROW"
-        f" WHEN (NEW.item = 7 AND NEW.state = '{state}') EXECUTE FUNCTION audit()".encode()
+        f" WHEN ({when} AND NEW.state = '{state}') EXECUTE FUNCTION audit()".encode()
     )
 
 
@@ -185,6 +185,41 @@ def test_the_other_items_of_a_dead_worker_run_again(how: str, conn: Conn, databa
     found = status(conn, job)
     assert (found["failed"], found["retrying"]) == ((1, 9) if how == "refused" else (0, 10))
     assert drift(conn) == []
+
+
+def test_a_death_is_not_charged_to_more_items_since_one_of_them_was_locked(conn: Conn, database_url: str) -> None:
+    guilty, innocent, late = make_job(conn, 1), make_job(conn, 1), make_job(conn, 1)
+    dead, crashes = [make_worker(conn) for _ in range(2)], "SELECT job_id, crashes FROM callboard.items"
+    run(conn, guilty, [0], worker=dead[0])
+    workers.stop_worker(conn, dead[0])
+    assert rescue(conn, dead[0]) == 1
+    held = [Running(guilty, 0, 2, 1.0, None), Running(innocent, 0, 1, 1.0, None)]
+    outcomes.report_running(conn, dead[1], held)
+    workers.stop_worker(conn, dead[1])
+    with connect(database_url) as other, other.transaction():
+        other.execute("SELECT FROM callboard.items WHERE job_id = %s FOR UPDATE", (innocent,))
+        assert rescue(conn, dead[1]) == 1
+    run(conn, late, [0], worker=dead[1])
+    assert rescue(conn, dead[1]) == 2
+    assert dict(conn.execute(crashes).fetchall()) == {guilty: 2, innocent: 0, late: 1}
+    assert drift(conn) == []
+
+
+def test_a_job_whose_trigger_waits_for_a_lock_is_tried_once_in_a_rescue(
+    conn: Conn, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    conn.execute("CREATE TABLE busy ()")
+    job, other_job, dead = make_job(conn, 4), make_job(conn, 1), make_worker(conn)
+    audit(conn, "LOCK TABLE busy", "retrying", f"NEW.job_id = {job}")
+    run(conn, job, range(4), worker=dead)
+    run(conn, other_job, [0], worker=dead)
+    workers.stop_worker(conn, dead)
+    with connect(database_url) as holder, holder.transaction():
+        holder.execute("LOCK TABLE busy")
+        assert rescue(conn, dead) == 1
+        assert caplog.text.count("can't be requeued yet") == 1
+    assert rescue(conn, dead) == 4
+    assert status(conn, job)["retrying"] == 4
 
 
 TAMPERED = [
