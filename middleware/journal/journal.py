@@ -359,17 +359,18 @@ class Journal:
 
     def _set_aside(self, entries: Sequence[Entry]) -> None:
         """Keep the outcomes of jobs that another transaction has locked, and record the others. If no job is locked any
-        more, a trigger of the user's may have waited for a lock: its item is looked for by halves.
+        more, a trigger of the user's may have waited for a lock: its job is found as the outcomes are recorded job by
+        job, and waits as a whole, since to look for the item would take a wait for each half.
         """
         holder = self._write_until_done(outcomes.longest_lock)
         locked, pause = self._locked_jobs(entries), 0.0
-        if not locked and len(entries) > 1:
-            middle = len(entries) // 2
-            self._record(entries[:middle])
-            self._record(entries[middle:])
+        jobs = {entry.attempt.job for entry in entries}
+        if not locked and len(jobs) > 1:
+            for job in sorted(jobs):
+                self._record([entry for entry in entries if entry.attempt.job == job])
             return
         if not locked:
-            locked, pause = {entries[0].attempt.job}, LAST_BUSY_SECONDS
+            locked, pause = jobs, LAST_BUSY_SECONDS
         self._looked = time.monotonic()
         with self._wake:
             again = self._looked + LOCKED_RETRY_SECONDS

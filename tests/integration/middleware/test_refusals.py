@@ -143,18 +143,28 @@ def test_what_a_trigger_of_the_users_fails_by_fails_its_item_and_holds_up_no_oth
 
 
 def test_a_trigger_of_the_users_that_waits_for_a_lock_holds_up_no_other_job(
-    journal: FlushedJournal, conn: Conn, database_url: str
+    journal: FlushedJournal, conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What another job recorded is seen after each wait: it stands behind that of the flush and that of the job."""
     conn.execute("CREATE TABLE busy ()")
-    job, other = make_job(conn, 8), make_job(conn, 8)
+    job, other = make_job(conn, 64), make_job(conn, 64)
     audit(conn, f"IF NEW.job_id = {job} THEN LOCK TABLE busy; END IF", "succeeded")
+    longest_lock, seen = outcomes.longest_lock, list[int]()
+
+    def note_wait(own: Conn) -> str:
+        seen.append(status(own, other)["succeeded"])
+        return longest_lock(own)
+
+    monkeypatch.setattr(outcomes, "longest_lock", note_wait)
     with connect(database_url) as holder, holder.transaction():
         holder.execute("LOCK TABLE busy")
-        journal.flush([good(one, n) for one in (job, other) for n in range(8)])
-        assert wait_until(lambda: status(conn, other)["succeeded"] == 8, 300)
+        journal.flush([good(one, n) for one in (job, other) for n in range(64)])
+        assert wait_until(lambda: status(conn, other)["succeeded"] == 64, 300)
         assert status(conn, job)["finished_at"] is None
-    assert journal.done(16)
-    assert status(conn, job)["succeeded"] == 8
+    assert journal.done(128)
+    assert status(conn, job)["succeeded"] == 64
+    assert seen[:2] == [0, 0]
+    assert all(seen[2:])
 
 
 def test_a_function_of_ours_in_the_search_path_is_not_taken_for_the_users(conn: Conn) -> None:
