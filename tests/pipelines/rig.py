@@ -64,8 +64,9 @@ class Rig:
         return {"Authorization": f"Bearer {secret}"}
 
     def restart_worker(self) -> None:
-        """SIGKILL, and a start."""
+        """SIGKILL, and a start, when the services are done with the calls that the worker had made."""
         self.worker.kill()
+        assert wait_until(lambda: not self.world._customers, TIMEOUT)  # else they count beside those of the next worker
         self.worker.start()
 
     def reaches(self, job: callboard.Job, progress: float) -> bool:
