@@ -69,10 +69,7 @@ class Relay:
 
         `claim` is that of the job in whose turn they are published, if any; then raises _QueueRefused if none is taken.
         """
-        answers, failure = self._publish(conn, batch, claim)
-        sent = [out for out, answer in zip(batch, answers, strict=True) if answer is True]
-        unsent = [out for out, answer in zip(batch, answers, strict=True) if answer is False]
-        broken = _broken(batch, answers)
+        sent, unsent, broken, failure = self._publish(conn, batch, claim)
         if sent:
             self._delete(conn, sent)
             self._count(sent)
@@ -92,15 +89,20 @@ class Relay:
 
     def _publish(
         self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None
-    ) -> tuple[list[Answer], Unreachable | None]:
-        """Publish messages of the outbox, or sends of this process; return the answer to each, and why there are no
-        more.
+    ) -> tuple[list[Outgoing], list[Outgoing], list[tuple[Outgoing, Unpublishable]], Unreachable | None]:
+        """Publish messages of the outbox, or sends of this process; return what is confirmed, what is not, what never
+        can be published, and why the broker can't be reached, if it can't.
         """
+        failure: Unreachable | None = None
         try:
             with self._renewing(conn, claim, [out for out in batch if out.outbox is not None]):
-                return self.transport.publish(batch), None
+                answers = self.transport.publish(batch)
         except Unreachable as error:
-            return error.answers + [False] * (len(batch) - len(error.answers)), error
+            failure = error
+            answers = error.answers + [False] * (len(batch) - len(error.answers))
+        sent = [out for out, answer in zip(batch, answers, strict=True) if answer is True]
+        unsent = [out for out, answer in zip(batch, answers, strict=True) if answer is False]
+        return sent, unsent, _broken(batch, answers), failure
 
     def _count(self, sent: Sequence[Outgoing]) -> None:
         metrics.count(lambda m: m.count_published(len(sent)))
@@ -141,10 +143,7 @@ class Relay:
         """Publish sends of this process, which has a lease of each; return how many are published, or never will be.
         The others go into the outbox.
         """
-        answers, failure = self._publish(conn, batch)
-        sent = [out for out, answer in zip(batch, answers, strict=True) if answer is True]
-        unsent = [out for out, answer in zip(batch, answers, strict=True) if answer is False]
-        broken = _broken(batch, answers)
+        sent, unsent, broken, failure = self._publish(conn, batch)
         self.leases.settle(sent)
         if sent:
             self._count(sent)
