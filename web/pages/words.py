@@ -176,8 +176,8 @@ def action(row: Mapping[str, Any]) -> str:
     return f"{row['action']}: {words}" if words else str(row["action"])
 
 
-def leaves(job: Job) -> str | None:
-    """When a job that is over is to be deleted; None: never. It is as the sweep's own setting says."""
+def kept_until(job: Job) -> str | None:
+    """The time until which a job that is over is kept, by its limit or the sweep's setting; None: it is not deleted."""
     keep = job["limits"].get("keep")
     seconds = KEEP.get() if keep is None else keep_span("keep", keep)
     return None if seconds is None else (parsed(job["finished_at"]) + timedelta(seconds=seconds)).isoformat()
