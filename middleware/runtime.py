@@ -83,7 +83,7 @@ class Runtime:
         store = SendStore(self.process, self._send_leases, self._publish).store
         parts = (self.process, self.in_flight, store, self._wake_publisher, self._exit_broken)
         self.journal = self.in_flight.journal = Journal(*parts)
-        self._saving = self.in_flight.saving = Journal(*parts, reported_by=self.journal)
+        self._saving = self.in_flight.saving = Journal(*parts, reports=False)
         self.submissions = SubmissionLease(self.process)
         self._stage_maker = StageMaker(self.process, self.publish_job)
         self._heartbeat = Heartbeat(

@@ -1,4 +1,6 @@
-"""How long each actor takes, by what this process ran: publishers choose by it how many items a message carries."""
+"""How long each actor takes, by what this process ran: publishers choose by it how many items a message carries, and
+attempts that take far longer hang.
+"""
 
 from dataclasses import dataclass, field
 
@@ -21,6 +23,13 @@ class Durations:
             new = self._new[actor] = [0.0, 0.0]
         new[0] += 1
         new[1] += seconds
+
+    def typical(self, actor: str) -> float:
+        """Return the mean, also where few attempts have ended; 0 where none has."""
+        if (mean := self._mean.get(actor)) is not None:
+            return mean
+        count, seconds = self._new.get(actor, (1, 0.0))
+        return seconds / count
 
     def take(self) -> dict[str, float]:
         """Return the means of the actors of which attempts ended since the last call, and enough are known.

@@ -324,6 +324,11 @@ class InFlight:
         with self._lock:
             return self._durations.take()
 
+    def typical_seconds(self, actor: str) -> float:
+        """Return the seconds that an attempt of this actor takes; 0 if none has ended."""
+        with self._lock:
+            return self._durations.typical(actor)
+
     def held(self) -> list[tuple[int, int]]:
         """(job, item) of what the process has in flight or prefetched, each once."""
         return list({*self._attempts, *self._consumers.prefetched()})

@@ -2,7 +2,7 @@
 
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import FrameSummary, StackSummary, walk_stack
@@ -20,8 +20,6 @@ from callboard.sql.rows import Running
 HANG_FACTOR = 10.0
 #: Seconds between two samples of an attempt that hangs.
 SAMPLE_SECONDS = 10.0
-#: The weight of the last attempt in its actor's typical time.
-LEARNING_WEIGHT = 0.1
 #: Frames and characters that are kept of a stack.
 STACK_FRAMES = 20
 STACK_CHARS = 4_000
@@ -37,23 +35,16 @@ GONE = "its thread has ended"
 
 @dataclass(slots=True)
 class HangDetector:
-    """The typical time of each actor in this process. One thread uses it.
-
-    `least`: seconds that an attempt may take in any case.
+    """`typical` gives the seconds that an attempt of an actor takes, 0 if none has ended; `least`: the seconds that an
+    attempt may take in any case.
     """
 
+    typical: Callable[[str], float]
     least: float = field(default_factory=settings.HUNG_AFTER.get)
-    _typical: dict[str, float] = field(default_factory=dict)
-
-    def learn(self, ended: Iterable[tuple[str, float]]) -> None:
-        """Learn from attempts that ended: the actor's name, and its seconds."""
-        for actor, seconds in ended:
-            before = self._typical.get(actor, seconds)
-            self._typical[actor] = before + LEARNING_WEIGHT * (seconds - before)
 
     def limit(self, actor: str) -> float:
         """Return the seconds after which an attempt of this actor hangs."""
-        return max(self.least, HANG_FACTOR * self._typical.get(actor, 0.0))
+        return max(self.least, HANG_FACTOR * self.typical(actor))
 
     def look(self, attempts: Iterable[Attempt], now: float) -> list[Running]:
         """Return where the attempts stand that hang and were not sampled for a while; `now` is monotonic.

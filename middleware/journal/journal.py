@@ -20,6 +20,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal import metrics
 from callboard.middleware.journal.counter_repair import repair_counters
+from callboard.middleware.journal.hang_detector import HangDetector
 from callboard.middleware.journal.running_rows import LOOK_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import clean, describe
@@ -139,6 +140,9 @@ class Attempts(Protocol):
     def expects_more(self, ended: int) -> bool:
         """Return whether the process holds more messages than the `ended` ones."""
 
+    def typical_seconds(self, actor: str) -> float:
+        """Return the seconds that an attempt of this actor takes; 0 if none has ended."""
+
     def acknowledge(self, entries: Sequence[Entry]) -> None:
         """Acknowledge the messages of these attempts: their outcomes are committed."""
 
@@ -149,9 +153,9 @@ class Attempts(Protocol):
 @dataclass(slots=True)
 class Journal:
     """See the module. `store` stores plain sends; `on_work` is called with the seconds after which there is more to
-    publish, `on_broken` when the thread ends by an error that does not pass. `reported_by`: the journal that reports
-    what runs; None: this one does. `commit_seconds`: what the last commit of outcomes took, without
-    tries that failed before.
+    publish, `on_broken` when the thread ends by an error that does not pass. `reports`: whether it reports what runs,
+    which one journal of a process does. `commit_seconds`: what the last commit of outcomes took, without tries that
+    failed before.
     """
 
     process: Process
@@ -159,7 +163,7 @@ class Journal:
     store: Callable[[Conn, Sequence[Send]], None]
     on_work: Callable[[float], None] = lambda _: None
     on_broken: Callable[[BaseException], None] = lambda _: None
-    reported_by: "Journal | None" = None
+    reports: bool = True
     commit_seconds: float = 0.0
     _entries: list[Entry] = field(default_factory=list)
     _sends: list[Send] = field(default_factory=list)
@@ -171,11 +175,11 @@ class Journal:
     _closing: bool = False
     _writing: bool = False
     _listeners: list[Callable[[], None]] = field(default_factory=list)
-    running_rows: RunningRows = field(init=False)
+    _running_rows: RunningRows = field(init=False)
 
     def __post_init__(self) -> None:
-        other = self.reported_by
-        self.running_rows = other.running_rows if other else RunningRows(self.process, _log_outage)
+        hangs = HangDetector(self.attempts.typical_seconds)
+        self._running_rows = RunningRows(self.process, _log_outage, hangs)
 
     def add(self, entry: Entry) -> None:
         """Take an attempt that ended. Does not block, raises nothing."""
@@ -277,8 +281,8 @@ class Journal:
                 self._entries[:0] = [e for e in entries if e not in self._entries and e not in waiting]
             _fail(sends, error)
             raise
-        if self.reported_by is None:
-            self.running_rows.report(self.attempts.attempts)
+        if self.reports:
+            self._running_rows.report(self.attempts.attempts)
         with self._wake:
             self._writing = False
             while self._listeners and not self.pending:
@@ -465,7 +469,6 @@ class Journal:
         for entry in entries:
             if self._pauses.pop(entry.attempt.job, None) and not self._pauses:
                 _log_busy.over()
-        self.running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
 
     def _write_until_done(self, statement: Callable[[Conn], T], size: int = 0) -> T:
         """Write until it is committed, also while the process stops; idempotent, so an uncertain COMMIT is harmless.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
@@ -32,9 +32,9 @@ class RunningRows:
 
     process: Process
     outage: OutageLog
+    hangs: HangDetector
     _looked: float = 0.0
     _started_jobs: set[int] = field(default_factory=set)
-    _hangs: HangDetector = field(default_factory=HangDetector)
 
     def report(self, in_flight: Callable[[], Sequence[Attempt]]) -> None:
         """Give slow attempts their row, write steps and progress, and note the jobs that started; at most every
@@ -53,17 +53,10 @@ class RunningRows:
         if slow or steps or hung:
             self._write(slow, steps, hung, now)
 
-    def learn(self, ended: Iterable[tuple[str, float]]) -> None:
-        """Learn how long actors take: (actor's name, seconds) of each attempt that ended. Raises nothing."""
-        try:
-            self._hangs.learn(ended)
-        except Exception as error:  # noqa: BLE001 — the search for hanging attempts must not stop the journal
-            _log_blind(error)
-
     def _sample(self, attempts: Sequence[Attempt], now: float) -> list[Running]:
         try:
-            return self._hangs.look(attempts, now)
-        except Exception as error:  # noqa: BLE001 — likewise
+            return self.hangs.look(attempts, now)
+        except Exception as error:  # noqa: BLE001 — the search for hanging attempts must not stop the journal
             _log_blind(error)
             return []
 

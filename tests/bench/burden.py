@@ -159,6 +159,9 @@ class _InHand:
     def expects_more(self, ended: int) -> bool:
         return min(len(self.shares) - self.acknowledged, IN_HAND) > ended
 
+    def typical_seconds(self, _: str) -> float:
+        return 0.0
+
     def apply_controls(self, controls: Sequence[JobControl]) -> None:
         """These jobs simply run."""
 

@@ -48,6 +48,9 @@ class RecordedAttempts:
     def attempts(self) -> list[Attempt]:
         return []
 
+    def typical_seconds(self, _: str) -> float:
+        return 0.0
+
     def acknowledge(self, entries: Sequence[Entry]) -> None:
         self.acknowledged += entries
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from callboard.middleware.journal import running_rows
+from callboard.middleware.journal.hang_detector import HangDetector
 from callboard.middleware.journal.running_rows import LOOK_SECONDS, SLOW_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.outage import OutageLog
@@ -46,7 +47,8 @@ def test_an_attempt_that_says_something_new_is_not_taken_for_hung(
 
     monkeypatch.setattr(outcomes, "report_running", report)
     monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: set())
-    rows = RunningRows(process_without_database(), OutageLog(logging.getLogger("callboard"), "%s"))
+    outage = OutageLog(logging.getLogger("callboard"), "%s")
+    rows = RunningRows(process_without_database(), outage, HangDetector(lambda _: 0.0))
     one = Attempt(1, 2, 1, [], {}, actor="work", started=clock.now)
     clock.now += SLOW_SECONDS + LOOK_SECONDS
     for second in range(300):
