@@ -16,6 +16,7 @@ from dramatiq.errors import ConnectionClosed, DecodeError
 from dramatiq.logging import get_logger
 from dramatiq.message import Message
 from dramatiq.worker import QUEUE_PREFETCH
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from callboard.middleware.attempts.batch import takes_batches
 from callboard.middleware.message import envelope, stamp
@@ -32,7 +33,9 @@ from callboard.sql.rows import Outgoing
 
 #: AMQP's reply code for a queue that does not exist.
 NOT_FOUND = 404
-AMQP_ERRORS = (AssertionError, pika.exceptions.AMQPConnectionError, pika.exceptions.AMQPChannelError)
+AMQP_ERRORS = (
+    AssertionError, pika.exceptions.AMQPConnectionError, pika.exceptions.AMQPChannelError, AMQPConnectorException
+)  # fmt: skip
 
 
 class RabbitmqMessage(MessageProxy):

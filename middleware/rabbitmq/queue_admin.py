@@ -13,6 +13,7 @@ import msgspec
 import pika
 from dramatiq.common import dq_name, xq_name
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from callboard.middleware.process.outage import reason
 from callboard.middleware.rabbitmq import confirms
@@ -125,7 +126,7 @@ def connected(addresses: str, seconds: float = ANSWER_SECONDS) -> Iterator[pika.
         parameters.blocked_connection_timeout = seconds
         try:
             connection = pika.BlockingConnection(parameters)
-        except (pika.exceptions.AMQPError, OSError) as error:
+        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
             why = f"{confirms.address(parameters)}: {reason(error)}"
             continue
         try:

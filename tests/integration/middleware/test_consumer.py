@@ -1,9 +1,11 @@
 """A consumer's connection is opened again where that helps, and none is left open."""
 
 import logging
+import socket
 from collections.abc import Iterator
 from typing import Any
 
+import pika
 import pytest
 from dramatiq.errors import ConnectionClosed
 
@@ -48,6 +50,18 @@ def test_a_queue_that_was_declared_otherwise_is_why_its_jobs_stand_still(tracked
     tracked.channel.queue_delete("work")
     tracked.consume("work").close()
     assert consumers.why_cut_off() is None
+
+
+def test_a_node_that_takes_connections_and_says_nothing_is_why_jobs_stand_still(
+    tracked: callboard.RabbitmqBroker,
+) -> None:
+    tracked.declare_queue("work", ensure=True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        tracked.parameters = pika.URLParameters(f"amqp://{place}?stack_timeout=0.2")
+        with pytest.raises(ConnectionClosed, match="Timeout"):
+            tracked.consume("work")
+    assert f"RabbitMQ at {place}" in (runtime_of(tracked).consumers.why_cut_off() or "")
 
 
 def test_a_channel_that_the_server_closes_is_noticed(tracked: callboard.RabbitmqBroker) -> None:
