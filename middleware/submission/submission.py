@@ -4,10 +4,12 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial, reduce
+from functools import reduce
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -17,7 +19,6 @@ from callboard.middleware.submission import item_encoding
 from callboard.middleware.submission.actor_lookup import Write
 from callboard.middleware.submission.item_encoding import Row
 from callboard.middleware.submission.lease import SubmissionLease
-from callboard.middleware.submission.storing_thread import StoringThread
 from callboard.sql import settings, timings
 from callboard.sql.limits import parse_time
 from callboard.sql.pool import Conn
@@ -31,8 +32,9 @@ from callboard.sql.writes.submission import KeyInUse
 CHUNK_ITEMS, CHUNK_BYTES = 10_000, 2**22
 #: A chunk with this many items is worth a thread that stores it, and new statistics for PostgreSQL's planner.
 LARGE_CHUNK_ITEMS = 1_000
-#: Items after which the thread that stores the chunk before is let go on.
-PAUSE_ITEMS = 256
+#: After so many items the reading stops for so many seconds, while a thread stores the chunk before: that thread needs
+#: Python's lock for moments only, between PostgreSQL's answers, and would wait 5 ms for each. These are the fastest.
+PAUSE_ITEMS, PAUSE_SECONDS = 256, 0.0001
 
 #: Why a job takes no more items of a submission, by what `store_chunk` returns.
 REFUSED = {
@@ -68,20 +70,27 @@ def store_rows(
 
     Raises what `rows` and `store` raise: of both the error of `store`, since that is of items before.
     """
-    thread = StoringThread()
-    try:
-        for chunk in _chunks(rows, chunk_seconds, thread):
-            if reads_on and len(chunk) >= LARGE_CHUNK_ITEMS:
-                thread.run(partial(store, start, chunk))
-            else:
-                thread.wait()
-                store(start, chunk)
-            start += len(chunk)
-    finally:
-        thread.wait()
+    storing: Future[None] = Future()  # the last chunk that was given to the thread
+    storing.set_result(None)
+
+    def pause() -> None:
+        if not storing.done():
+            time.sleep(PAUSE_SECONDS)
+
+    with ThreadPoolExecutor(1, "callboard-submission") as thread:
+        try:
+            for chunk in _chunks(rows, chunk_seconds, pause):
+                storing.result()
+                if reads_on and len(chunk) >= LARGE_CHUNK_ITEMS:
+                    storing = thread.submit(copy_context().run, store, start, chunk)
+                else:
+                    store(start, chunk)
+                start += len(chunk)
+        finally:
+            storing.result()
 
 
-def _chunks(rows: Iterable[Row], seconds: float, thread: StoringThread) -> Iterator[list[Row]]:
+def _chunks(rows: Iterable[Row], seconds: float, pause: Callable[[], None]) -> Iterator[list[Row]]:
     chunk: list[Row] = []
     size, due, timed = 0, time.monotonic() + seconds, seconds < math.inf
     for row in rows:
@@ -91,7 +100,7 @@ def _chunks(rows: Iterable[Row], seconds: float, thread: StoringThread) -> Itera
             yield chunk
             chunk, size, due = [], 0, time.monotonic() + seconds
         elif not len(chunk) % PAUSE_ITEMS:
-            thread.let_go_on()
+            pause()
     if chunk:
         yield chunk
 
