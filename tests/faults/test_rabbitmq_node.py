@@ -28,10 +28,11 @@ def alarmed(breakable_rabbitmq: Node) -> Iterator[Node]:
 
 @pytest.fixture
 def narrow(breakable_rabbitmq: Node) -> Iterator[None]:
-    """The node takes messages of at most 100,000 bytes."""
-    breakable_rabbitmq.evaluate("application:set_env(rabbit, max_message_size, 100000)")
+    """The node takes messages of at most 100,000 bytes. RabbitMQ 3 asks its settings, 4 what it took from them once."""
+    limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})"
+    breakable_rabbitmq.evaluate(limit.format(100_000))
     yield
-    breakable_rabbitmq.evaluate("application:set_env(rabbit, max_message_size, 134217728)")
+    breakable_rabbitmq.evaluate(limit.format(2**27))
 
 
 @pytest.mark.usefixtures("narrow")

@@ -164,9 +164,10 @@ SESSION = """
 
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
 def test_what_a_statement_leaves_in_its_session_reaches_no_other_item(
-    through: str, conn: Conn, request: pytest.FixtureRequest
+    through: str, conn: Conn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of its flush save where they mean to, and the session is the next time as it was."""
+    monkeypatch.setattr(saves, "TRANSACTION_SECONDS", 300.0)  # all in one, however slow the machine is
     conn.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.saved (LIKE saved)")
     run = "CREATE FUNCTION run(text) RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; RETURN 1; END'"
     conn.execute(run)
