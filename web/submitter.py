@@ -1,13 +1,12 @@
-"""The means of submission in the web app: connections, leases, and threads that read bodies of lines."""
+"""The means of submission in the web app: connections, leases, and the reading of bodies of lines in threads."""
 
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from functools import cached_property
 from typing import BinaryIO, TypeVar, cast
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from callboard.middleware.process.process import Process
@@ -43,10 +42,6 @@ class Submitter:
         """The leases of the submissions that go on here."""
         return SubmissionLease(self.process)
 
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(STREAMS, "callboard-submit")
-
     async def read(self, parts: AsyncIterator[bytes], work: Callable[[BinaryIO], T]) -> T:
         """Have `work` read a body in a thread, as far as it has come; the loop reads no more than that thread asks for.
 
@@ -58,9 +53,7 @@ class Submitter:
         try:
             source = AsyncSource(_while_it_goes_on(parts))
             body = cast("BinaryIO", io.BufferedReader(_Parts(iter(source))))
-            loop = asyncio.get_running_loop()
-            inside = copy_context().run  # the app's trace goes on in the thread
-            return await source.read_by(loop.run_in_executor(self._threads, inside, work, body))
+            return await source.read_by(run_in_threadpool(work, body))
         finally:
             self._reading -= 1
 
@@ -69,11 +62,9 @@ class Submitter:
         opened = self.__dict__  # what was never used is not made for this
         if "lease" in opened:
             self.lease.stop()
-        if "_threads" in opened:
-            self._threads.shutdown(wait=False)
         if "process" in opened:
             self.process.close()
-        for name in ("lease", "_threads", "process"):
+        for name in ("lease", "process"):
             opened.pop(name, None)
 
 
