@@ -1,6 +1,7 @@
 """The journal: many events become one transaction, and no message is acknowledged before its outcome is committed.
 
-Worker threads add the attempts that ended and go on; senders add what they send and wait. One thread writes.
+Worker threads add the attempts that ended and go on; senders add what they send and wait. One thread writes. While it
+can't, the outcomes of the messages that the process holds gather here: their number is bounded by `rabbitmq.prefetch`.
 
 An item's own statements (`callboard.save`) are written with its outcome. They may wait for locks of the user's, so a
 process has a second journal for such items: it holds up no other outcome, and locks no job while they run.

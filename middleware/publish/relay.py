@@ -39,8 +39,8 @@ OUTBOX_BATCH_MESSAGES = 500
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
-#: Seconds between two looks whether jobs are still locked by other transactions, of which messages are to be settled;
-#: the claims of these are renewed, so that nobody sends them again.
+#: Seconds between two looks at locked jobs of which messages are confirmed; until their rows are deleted, the claims of
+#: these messages are renewed, so that nobody sends them again.
 LOCKED_PAUSE_SECONDS = 1.0
 
 
@@ -59,7 +59,7 @@ class Relay:
     backlogs: QueueBacklogs
     leases: SendLeases
     _locked: list[Outgoing] = field(default_factory=list)  # confirmed, of jobs that another transaction has locked
-    settle_at: float = math.inf  # monotonic: when their rows are deleted
+    settle_at: float = math.inf  # monotonic: when to call `settle` for these
     _locked_looks: int = 0  # in a row
 
     # The outbox ------------------------------------------------------------------------------------------------------
@@ -293,8 +293,7 @@ class Relay:
         """Publish the bulk items before `stop` and move the watermark to it.
 
         `keep` renews the claim. Returns False when another publisher has claimed the job, or it was paused, stopped or
-        locked.
-        Raises _QueueRefused and Unreachable.
+        locked. Raises _QueueRefused and Unreachable.
         """
         batch = self._messages(claim, items)
         try:
@@ -396,14 +395,9 @@ def _fail(conn: Conn, broken: Sequence[tuple[Outgoing, Unpublishable]]) -> None:
     for out, error in broken:
         failure = replace(describe(error), error_type=type(error).__name__, place="")
         events[out.job, out.item] = Event(out.job, out.item, out.attempt, "failed", 0.0, now, None, failure=failure)
-    first, why = broken[0]
-    log.error(
-        "item %d/%d and %d others fail, since their messages can't be published: %s",
-        first.job,
-        first.item,
-        len(events) - 1,
-        why,
-    )
+    (first, why), others = broken[0], len(events) - 1
+    said = "item %d/%d and %d others fail, since their messages can't be published: %s"
+    log.error(said, first.job, first.item, others, why)
     outcomes.record(conn, events.values(), now)
 
 

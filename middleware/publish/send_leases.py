@@ -1,8 +1,8 @@
 """The leases under which this process stores plain sends that it publishes at once: see the table `send_leases`.
 
-A lease is of one job. Sends join it for a while. It is renewed while one of them is not published, and ended when all
-are. If this process vanishes it lapses, and the sweep has others publish what was sent under it. So a send costs no row
-in the outbox.
+A lease is of one job. Sends join it for two seconds. The publisher renews it while one of them is not published, and
+ends it when all are. If this process vanishes, the lease lapses, and the sweep puts its sends into the outbox. So a
+send costs no row there.
 """
 
 import math
@@ -20,9 +20,9 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import sends
 
-#: Seconds for which sends join a lease, and after which it is renewed if one of them is still to be published.
+#: Seconds for which sends join a lease; after so many, it is renewed if one of them is still to be published.
 JOIN_SECONDS = timings.PUBLISH_LEASE_SECONDS / 4
-#: Seconds for which this process publishes them after the lease began, or was renewed: it holds for longer.
+#: Seconds for which this process publishes sends after their lease began or was renewed: the lease holds for longer.
 HOLD_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
 #: The least seconds between two looks at what is due.
 PAUSE_SECONDS = 0.25
@@ -30,8 +30,8 @@ PAUSE_SECONDS = 0.25
 
 @dataclass(slots=True)
 class Lease:
-    """A lease; times are monotonic, and of before the statement that stored them. One that is `lost` is left to lapse:
-    what was sent under it is not known.
+    """A lease. Its times are monotonic, and were taken before the statement that began or renewed it. A lease that is
+    `lost` is left to lapse: nobody knows what was stored or published under it.
     """
 
     job: int
@@ -60,7 +60,7 @@ class SendLeases:
 
     @contextmanager
     def joining(self, jobs: Collection[int]) -> Iterator[list[int]]:
-        """Give the leases that sends of these jobs may join; they do not end within the block, which stores these."""
+        """Yield the leases that sends of these jobs may join; they do not end within the block, which stores sends."""
         with self._lock:
             oldest = time.monotonic() - JOIN_SECONDS
             newest = {self._newest[job] for job in jobs if job in self._newest}
@@ -93,7 +93,9 @@ class SendLeases:
 
     @contextmanager
     def publishing(self, batch: Sequence[Outgoing]) -> Iterator[None]:
-        """In its block sends are published and settled. After an error of which that is unsure their leases lapse."""
+        """Publish and settle these sends in the block. After an error that leaves unknown which of them are published,
+        their leases are lost.
+        """
         try:
             yield
         except Unreachable:
@@ -110,8 +112,8 @@ class SendLeases:
                     self._leases[out.lease].unpublished -= 1
 
     def held(self, batch: Iterable[Outgoing]) -> list[Outgoing]:
-        """Return the sends whose lease holds for certain. The others are left to the sweep, which sends them as
-        suspect. A copy sent from here would not be: it would run without asking whether the other one has run.
+        """Return the sends whose lease holds for certain. The leases of the others are lost: the sweep sends these as
+        suspect. A copy from here would not be suspect, and would run without asking whether the other copy has run.
         """
         oldest = time.monotonic() - HOLD_SECONDS
         held: list[Outgoing] = []
@@ -125,7 +127,7 @@ class SendLeases:
 
     def _lose_all(self, batch: Iterable[Outgoing]) -> None:
         with self._lock:
-            for number in {out.lease for out in batch if out.lease in self._leases}:
+            for number in self._leases.keys() & {out.lease for out in batch}:
                 self._lose(number)
 
     @property
@@ -134,8 +136,8 @@ class SendLeases:
         return self._due
 
     def maintain(self, conn: Conn, *, closing: bool = False) -> None:
-        """End the leases that no send joins any more and of which all are published; renew the others in time.
-        `closing`: no send joins any of them.
+        """End the leases that no send joins any more and whose sends are all published; renew the others in time.
+        `closing`: no send joins any lease from now on.
         """
         now = time.monotonic()
         with self._lock:
@@ -154,17 +156,17 @@ class SendLeases:
                     due[number].renewed = now
                 else:
                     self._lose(number)
-            # One that sends join may be due for as long as their statement waits.
+            # A lease that sends are joining stays due for as long as their statement waits.
             next_due = min((lease.due for lease in self._leases.values()), default=math.inf)
             self._due = max(next_due, now + PAUSE_SECONDS)
 
-    def _lose(self, number: int | None) -> None:
+    def _lose(self, number: int) -> None:
         """Leave a lease to lapse; called with the lock."""
-        self._leases[number or 0].lost = True
+        self._leases[number].lost = True
         self._forget(number)
 
-    def _forget(self, number: int | None) -> None:
+    def _forget(self, number: int) -> None:
         """Have no send join a lease any more; called with the lock."""
-        job = self._leases[number or 0].job
+        job = self._leases[number].job
         if self._newest.get(job) == number:
             del self._newest[job]

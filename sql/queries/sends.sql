@@ -15,7 +15,7 @@ LIMIT 1
 
 -- name: lock_for_keys
 -- Jobs that are about to get items with keys, and the standing jobs of their actors that take items: a process that has not
--- noticed midnight (UTC), and one that has, add to two of them, and whoever comes second is to see what the first stored.
+-- noticed midnight (UTC), and one that has, add to two of them, and the second process is to see what the first stored.
 -- Caller: the store of sends, for messages recorded on sight. Rows: none. Lock order: jobs by id.
 -- Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 SELECT FROM callboard.jobs AS j, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
@@ -29,7 +29,7 @@ ORDER BY j.id FOR NO KEY UPDATE OF j
 -- name: items_by_key
 -- Messages recorded on sight that a standing job has as items, of any of the last days or one that is open still, as they
 -- are under the locks of lock_for_keys. `job`: where each would be stored. Of another job only what has not long ended
--- counts, unless the message is `redelivered`: else somebody has sent it anew, who wants it run again.
+-- counts, unless the message is `redelivered`: else somebody has sent it anew, to have it run again.
 -- Caller: the store of sends. Rows: (actor, item_key, job_id, item).
 SELECT DISTINCT ON (k.actor, k.item_key) k.actor, k.item_key, i.job_id, i.item
 FROM unnest(%(actor)s::text[], %(key)s::text[], %(job)s::bigint[], %(redelivered)s::bool[]) AS k (actor, item_key, job, redelivered)
@@ -89,7 +89,7 @@ WITH new AS (
 SELECT nth, item, lease FROM placed
 
 -- name: renew_send_leases
--- The broker is slow to confirm what is published under these leases. Guard: they are there; one that lapsed may be gone.
+-- The broker is slow to confirm what is published under these leases, so they hold for longer. Guard: they have not lapsed.
 -- Caller: the publisher. Rows: (id) of those that hold on. Lock order: leases, without waiting for any.
 UPDATE callboard.send_leases AS l SET ends_at = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s)
 FROM (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND ends_at > now() FOR NO KEY UPDATE SKIP LOCKED) AS h
@@ -101,15 +101,16 @@ RETURNING l.id
 DELETE FROM callboard.send_leases WHERE id = ANY (%(leases)s)
 
 -- name: lapsed_send_leases
--- The leases of processes that vanished, in no order, so that those of jobs that are locked don't hold up others.
+-- The leases of processes that vanished, in random order, so that those of locked jobs don't hold up others.
 -- Caller: the sweep. Rows: (job, leases).
 SELECT job_id, array_agg(id) FROM callboard.send_leases WHERE ends_at <= now()
 GROUP BY job_id ORDER BY random() LIMIT %(limit)s
 
 -- name: end_lapsed_send_leases
--- Guard: they have lapsed, and nobody has them in hand. Caller: the sweep, which queues in the same transaction what was sent
--- under them: whoever stores a send under one has committed that by then. That transaction searches tables by their indexes.
--- Rows: one, (leases, the least first item; NULL: none).
+-- Leases of processes that vanished end: their sends go into the outbox in the same transaction, by `queue_sends`. A send that
+-- is being stored under a lease has it locked, so all sends of those that end are committed.
+-- Guard: they have lapsed, and no transaction has locked them. Caller: the sweep. Rows: one, (leases, the least first item;
+-- NULL: none). The transaction searches tables by their indexes from then on.
 WITH ended AS (
     DELETE FROM callboard.send_leases
     WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND ends_at <= now() FOR UPDATE SKIP LOCKED)

@@ -28,8 +28,8 @@ def lock_for_keys(conn: Conn, jobs: Iterable[int], actors: Iterable[str]) -> Non
 
 
 def items_by_key(conn: Conn, keys: Sequence[tuple[str, str, int, bool]]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Return those of these (actor, item key, job to add it to, whether its message was redelivered) that standing jobs
-    have, with their items: {(actor, item key): (job, item)}.
+    """Return which of these messages, each (actor, item key, job to add it to, whether it was redelivered), standing
+    jobs have as items: {(actor, item key): (job, item)}.
     """
     found = execute(conn, "items_by_key", **lists("actor key job redelivered", keys))
     return {(actor, key): (job, item) for actor, key, job, item in found}
@@ -38,7 +38,7 @@ def items_by_key(conn: Conn, keys: Sequence[tuple[str, str, int, bool]]) -> dict
 def add_items(
     conn: Conn, new: Sequence[NewItem], *, publishing: bool, children: Sequence[bool] = (), leases: Sequence[int] = ()
 ) -> list[tuple[int, int | None] | None]:
-    """Store items; return of each its number and lease, or None if its job takes it not.
+    """Store items; return the number and the lease of each, or None for one that its job does not take.
 
     `children`: of each, whether an item of the same job sends it. With `publishing` the sender is to publish those that
     neither wait for their time nor for their job's turn: only these have a lease, one of `leases` or a new one.
