@@ -207,6 +207,8 @@ CREATE TRIGGER advance_updated_at BEFORE UPDATE OF updated_at ON callboard.jobs 
 -- update finds that by its place. A function, since each of its statements sees what was committed before it began: a single
 -- one may lack the version that it waited for, and would have to look again. Of a table of a page PostgreSQL would keep the
 -- plan that reads it whole; and it may sort what the smaller index of the ids gives.
+-- A row that others have moved away and back to the page of its last flush has not moved for the next ones: these pass the
+-- versions of the others until that page is full.
 CREATE FUNCTION callboard.count_outcomes(
     job bigint, more_items bigint, more_retrying bigint, more_succeeded bigint, more_failed bigint, more_skipped bigint,
     more_retries bigint, more_crashes bigint, more_unkept bigint

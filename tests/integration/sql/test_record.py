@@ -336,23 +336,36 @@ def test_the_ends_of_items_change_no_index(conn: Conn) -> None:
 def test_a_flush_passes_none_of_the_versions_that_an_old_snapshot_keeps_of_its_job(
     conn: Conn, database_url: str
 ) -> None:
-    """Nor if its plans were made and kept when the table had a page, which PostgreSQL reads whole."""
-    conn.execute("ALTER TABLE callboard.jobs SET (autovacuum_enabled = off)")  # it would decide which pages have room
-    for _ in range(5):
-        job = make_job(conn, 20)
-    conn.execute("ANALYZE callboard.jobs")
-    for item in range(10, 20):
-        record(conn, job, {"succeeded": [item]})  # it runs, which the indexes say: the ends of the next change none
+    """Nor if its plans were made and kept when the table had a page, which PostgreSQL reads whole; nor if the newest
+    lies on a page before those of the others.
+    """
     update = (
         "DO $$ BEGIN FOR n IN 1 .. %d LOOP UPDATE callboard.jobs SET step = n WHERE id = %d; COMMIT; END LOOP; END $$"
     )
-    conn.execute((update % (50, job)).encode())
-    with connect(database_url) as old, connect(database_url) as blocking, ThreadPoolExecutor(1) as pool:
+    with (
+        connect(database_url) as leaving,
+        connect(database_url) as old,
+        connect(database_url) as blocking,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # Rows that are gone at once when this ends, whatever snapshots are held. Until then no version of any other is:
+        # transactions of tests beside this one, which a snapshot counts too, would decide which page has room.
+        leaving.execute("BEGIN")
+        leaving.execute("INSERT INTO callboard.jobs (name) SELECT 'left' FROM generate_series(1, 100)")
+        for _ in range(5):
+            job = make_job(conn, 20)
+        conn.execute("ANALYZE callboard.jobs")
+        for item in range(10, 20):
+            record(conn, job, {"succeeded": [item]})  # it runs, which the indexes say: the ends of the next change none
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT FROM callboard.jobs")
-        conn.execute((update % (600, job)).encode())
+        conn.execute((update % (650, job)).encode())
+        last = _page(conn, job)
+        leaving.rollback()
+        conn.execute("VACUUM callboard.jobs")  # pages of those that left, for who has no page yet
         with connect(database_url) as writer:
             writer.execute((update % (50, job)).encode())
+        assert _page(conn, job) < last - 20
         read, waited = [], []
         # Some may be the first on their page, of which the indexes learn: that reads all others once.
         for item in range(0, 9, 3):
@@ -365,6 +378,11 @@ def test_a_flush_passes_none_of_the_versions_that_an_old_snapshot_keeps_of_its_j
         old.rollback()
     assert (min(read) < 20, min(waited) < 20) == (True, True), (read, waited)
     assert drift(conn) == []
+
+
+def _page(conn: Conn, job: int) -> int:
+    """The page of the table `jobs` on which the newest version of a job's row lies."""
+    return int(conn.execute("SELECT (ctid::text::point)[0] FROM callboard.jobs WHERE id = %s", [job]).fetchall()[0][0])
 
 
 def _blocks_of_jobs(conn: Conn, ended: Event) -> int:
