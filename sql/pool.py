@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, LiteralString, Self, TypeAlias
-from weakref import WeakSet
 
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection
@@ -241,15 +240,11 @@ def connect(url: str) -> Conn:
     return PlainConnection.connect(url, **connection_options())
 
 
-#: Connections of our pools.
-_connections: WeakSet[Conn] = WeakSet()
-
-
 def _is_of_others(record: logging.LogRecord) -> bool:
-    """Return False for a warning of psycopg's from a thread of our pools, or about a connection of theirs: the caller
+    """Return False for a warning of psycopg's from a thread of our pools, or about a connection of ours: the caller
     that asks for a connection, or uses a broken one, logs that itself, with the reason that `Pool.getconn` gives.
     """
-    broken = isinstance(record.args, tuple) and any(arg in _connections for arg in record.args)
+    broken = isinstance(record.args, tuple) and any(isinstance(arg, PlainConnection) for arg in record.args)
     return record.levelno < logging.WARNING or not (broken or (record.threadName or "").startswith("callboard"))
 
 
@@ -309,7 +304,7 @@ def make_pool(url: str, *, size: int) -> Pool:
     logging.getLogger("psycopg.pool").addFilter(_is_of_others)
     return Pool(
         url, connection_class=PlainConnection, kwargs=connection_options(), min_size=1, max_size=size, timeout=10,
-        open=True, name="callboard", reconnect_timeout=RECONNECT_SECONDS, configure=_connections.add,
+        open=True, name="callboard", reconnect_timeout=RECONNECT_SECONDS,
     )  # fmt: skip
 
 
