@@ -48,7 +48,8 @@ class DeferringConsumer(Consumer):
             message = next(self._consumer)
             if message is None:
                 return None
-            message._message = envelope.checked(message._message, self._queue)  # noqa: SLF001 — its class is the broker's
+            checked = envelope.checked(message._message)  # noqa: SLF001 — its class is the broker's
+            message._message = envelope.of_queue(checked, self._queue)  # noqa: SLF001
         except DecodeError:
             if message is None:  # its bytes say nothing; to begin anew would lose what was fetched with it
                 log.exception("a message can't be decoded; its broker keeps it")

@@ -115,7 +115,7 @@ def parts(carrier: Message[Any] | MessageProxy) -> list[Message[Any]]:
         return [carrier]  # type: ignore[list-item]
     if stamp.read(carrier.options) and run:
         with suppress(TypeError, KeyError):
-            return [_checked(_single(carrier, part)) for part in run]
+            return [checked(_single(carrier, part)) for part in run]
     raise DecodeError("the items that it carries are malformed", run, None)
 
 
@@ -156,10 +156,10 @@ def read(body: bytes) -> Message[Any]:
     """
     try:
         if type(get_encoder()) is JSONEncoder:
-            return _checked(Message(*msgspec.structs.astuple(_fields.decode(body))))
+            return checked(Message(*msgspec.structs.astuple(_fields.decode(body))))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
-    return _checked(_decode(body))
+    return checked(_decode(body))
 
 
 def _decode(body: bytes) -> Message[Any]:
@@ -183,18 +183,15 @@ def is_name(text: str) -> bool:
     return text.isprintable() or all(unicodedata.category(sign) not in ("Cc", "Cs") for sign in text)
 
 
-def checked(message: Message[Any], queue: str) -> Message[Any]:
-    """Return a message that came from a queue as one of it; raises DecodeError for any that would break a worker's
-    thread.
-
-    Somebody may have moved it there from the queue that it names. Dramatiq looks for the consumer of that queue;
-    without one its thread would end.
+def of_queue(message: Message[Any], queue: str) -> Message[Any]:
+    """Return a message that came from a queue as one of it: somebody may have moved it there from the queue that it
+    names. Dramatiq looks for the consumer of that queue; without one its thread would end.
     """
-    message = _checked(message)
     return message if message.queue_name == queue else message.copy(queue_name=queue)
 
 
-def _checked(message: Message[Any]) -> Message[Any]:
+def checked(message: Message[Any]) -> Message[Any]:
+    """Return a message with an id and a time. Raises DecodeError for one that would break a worker's thread."""
     given: object = message.message_timestamp
     identity: object = message.message_id
     if isinstance(given, float | None):

@@ -125,7 +125,7 @@ class RabbitmqConsumer(Consumer):
         proxies = [
             RabbitmqMessage(
                 self.broker,
-                self._of_queue(message),
+                envelope.of_queue(message, self.queue_name),
                 Delivery(self._acks, own, stamp.read(message.options), redelivered, was_dead),
             )
             for message, own in zip(messages, tags, strict=True)
@@ -139,13 +139,6 @@ class RabbitmqConsumer(Consumer):
         elif self._keep_delayed(proxies[0]):
             return
         self._inbox.extend(proxies)
-
-    def _of_queue(self, message: Message[Any]) -> Message[Any]:
-        """Return a message as one of this queue: somebody may have moved it here from the queue that it names.
-
-        Dramatiq looks for the consumer of that queue; without one its thread would end.
-        """
-        return message if message.queue_name == self.queue_name else message.copy(queue_name=self.queue_name)
 
     def _keep_delayed(self, message: RabbitmqMessage) -> bool:
         """Have a stock producer's delayed message become a row, and acknowledge it then; return False for any other.
