@@ -9,7 +9,7 @@ PUBLISH_LEASE_SECONDS = 8.0
 #: Seconds after which a job is looked at again whose turn came and of which nothing could be published, unless an item
 #: of it ends before. A message whose time comes meanwhile waits a second; nothing tells when a rate allows more.
 TURN_PAUSE_SECONDS, DUE_PAUSE_SECONDS, RATE_PAUSE_SECONDS = 5.0, 1.0, 0.2
-#: Seconds that the record of outcomes waits for a lock: whoever holds a row of one job must not hold up other jobs.
+#: Seconds that the record of outcomes waits for a lock: what holds a row of one job must not hold up other jobs.
 LOCK_WAIT_SECONDS = 1.5
 #: Seconds that the store of plain sends waits for one: their senders wait, too.
 SEND_LOCK_WAIT_SECONDS = 5.0

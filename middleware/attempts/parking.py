@@ -30,7 +30,7 @@ _log_outage = OutageLog(log, "messages that are not to run now wait for the data
 
 #: Messages that are parked in one transaction.
 BATCH_MESSAGES = 1_000
-#: Seconds until those of jobs are tried again that another transaction has locked.
+#: Seconds until the messages of jobs that another transaction has locked are tried again.
 LOCKED_PAUSE_SECONDS = 0.25
 #: The author of the retry in the job's history.
 MOVED_BACK = Requester("worker", "dead letters moved back")
@@ -50,9 +50,9 @@ class Parking:
     """Keeps messages, then acknowledges them, in a side thread: worker threads go on with other messages.
 
     `keep` puts attempts into the outbox, and returns those that it does not keep, if any: the messages of those that it
-    refuses are rejected. It raises psycopg.errors.LockNotAvailable if it keeps none, since a row is locked. A message
-    that is not kept before the process stops is not acknowledged, so it is delivered again. `kept` is called after each
-    transaction. Those of a job that another transaction has locked wait for its end; others are kept.
+    refuses are rejected. It raises psycopg.errors.LockNotAvailable if it keeps none, since a row is locked. Attempts of
+    a job that another transaction has locked wait for its end; the others are kept. A message that is not kept before
+    the process stops is not acknowledged, so it is delivered again. `kept` is called after each transaction.
     """
 
     def __init__(

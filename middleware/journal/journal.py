@@ -111,8 +111,8 @@ class Entry:
 
 @dataclass(slots=True)
 class LockedJob:
-    """The outcomes of a job that another transaction has locked: they wait for it until `retry_at` (monotonic), and in
-    any case until `not_before`.
+    """The outcomes of a job that another transaction has locked. They wait until `not_before` in any case, and then
+    until the job is no longer locked, or until `retry_at`. Both times are monotonic.
     """
 
     retry_at: float

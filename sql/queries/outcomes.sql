@@ -1,8 +1,8 @@
 -- name: report_running
--- Items in hand for a while, what they say they are doing, how far they are, and where those stand that take far longer
--- than their actor usually does.
--- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is; one that
--- hangs has its row: it is not taken back after its worker was taken for dead, but runs elsewhere. An item that another
+-- Attempts that have run for a while get a row in `running`: with their step, their progress, and, if they take far longer
+-- than their actor usually does, the place and the stack at which they hang.
+-- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is; a stack goes
+-- into a row that is there: without one, the worker was taken for dead, and the item runs elsewhere. An item that another
 -- transaction has locked is passed by: that may hold it for long, and the journal must not wait meanwhile.
 -- Caller: the journal. Rows: (job, item) of those that were not passed by.
 -- Lock order: items by key without waiting for any, then their rows in `running`.
@@ -48,8 +48,8 @@ SELECT j.id FROM seen AS s JOIN callboard.jobs AS j ON j.id = s.job_id
 WHERE j.finished_at IS NULL AND j.id NOT IN (SELECT id FROM locked)
 
 -- part: lock_wait
--- This transaction waits for a lock for LOCK_WAIT_SECONDS at most: whoever holds a row of one job for longer must not hold up
--- the others. To be joined below what locks.
+-- This transaction waits for a lock for LOCK_WAIT_SECONDS at most: a transaction that holds a row of one job for longer must
+-- not hold up the other jobs. To be joined below what locks.
 (SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 
 -- name: locked_jobs
