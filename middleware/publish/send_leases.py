@@ -144,11 +144,11 @@ class SendLeases:
             due = {n: lease for n, lease in self._leases.items() if closing or lease.due <= now}
             over = [n for n, lease in due.items() if not (lease.joining or lease.lost or lease.unpublished)]
             kept = [n for n, lease in due.items() if lease.unpublished and not lease.lost]
-        if over:
-            sends.end_send_leases(conn, over)
+        locked = set(sends.end_send_leases(conn, over)) if over else set()
         held = set(sends.renew_send_leases(conn, kept)) if kept else set()
         with self._lock:
-            for number in over + [n for n, lease in due.items() if lease.lost and not lease.joining]:
+            ended = [number for number in over if number not in locked]
+            for number in ended + [n for n, lease in due.items() if lease.lost and not lease.joining]:
                 self._forget(number)
                 del self._leases[number]
             for number in kept:

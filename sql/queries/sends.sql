@@ -97,8 +97,14 @@ WHERE l.id = h.id
 RETURNING l.id
 
 -- name: end_send_leases
--- All that was sent under these leases is published, or has a row in the outbox. Caller: the publisher.
-DELETE FROM callboard.send_leases WHERE id = ANY (%(leases)s)
+-- All that was sent under these leases is published, or has a row in the outbox. Guard: nobody has them locked.
+-- Caller: the publisher. Rows: (id) of those that are locked, and stay. Lock order: leases, without waiting for any.
+WITH ended AS (
+    DELETE FROM callboard.send_leases
+    WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) FOR UPDATE SKIP LOCKED)
+    RETURNING id
+)
+SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND id NOT IN (SELECT id FROM ended)
 
 -- name: lapsed_send_leases
 -- The leases of processes that vanished, in random order, so that those of locked jobs don't hold up others.

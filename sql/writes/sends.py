@@ -56,9 +56,11 @@ def renew_send_leases(conn: Conn, leases: Collection[int]) -> list[int]:
     return fetch_ids(conn, "renew_send_leases", leases=list(leases))
 
 
-def end_send_leases(conn: Conn, leases: Collection[int]) -> None:
-    """End leases: nothing that was sent under them is left to publish."""
-    execute(conn, "end_send_leases", leases=list(leases))
+def end_send_leases(conn: Conn, leases: Collection[int]) -> list[int]:
+    """End leases: nothing that was sent under them is left to publish. Return those that are not ended, since another
+    transaction has locked them.
+    """
+    return fetch_ids(conn, "end_send_leases", leases=list(leases))
 
 
 def queue_sends(conn: Conn, sent: Collection[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:

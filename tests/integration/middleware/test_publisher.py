@@ -313,6 +313,21 @@ def test_a_send_does_not_wait_for_a_lease_that_somebody_ends(conn: Conn, process
     assert second.lease != first.lease
 
 
+def test_a_lease_that_somebody_has_locked_holds_up_no_publisher(
+    conn: Conn, process: Process, database_url: str
+) -> None:
+    """It would publish nothing of any job meanwhile."""
+    leases = SendLeases()
+    leases.settle(sent(conn, process, leases, 1))
+    conn.execute("SET lock_timeout = '5s'")  # else a publisher that waits would wait for this test
+    with connect(database_url) as other, transaction(other):
+        other.execute("SELECT FROM callboard.send_leases FOR UPDATE")
+        leases.maintain(conn, closing=True)
+        assert counts(conn) == (1, 0)
+    leases.maintain(conn, closing=True)
+    assert counts(conn) == (0, 0)
+
+
 def test_what_its_process_is_publishing_is_not_lost(conn: Conn, process: Process) -> None:
     """A copy would run unasked beside the message that comes after it."""
     added = sent(conn, process, SendLeases(), 3)

@@ -62,7 +62,7 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> FlakyTransport:
     monkeypatch.setattr(publisher_module._log_outage, "_logged_at", -math.inf)
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", TIMEOUT)
     monkeypatch.setattr(publishing_writes, "due_queues", lambda *_: [])
-    monkeypatch.setattr(sends, "end_send_leases", lambda *_: None)
+    monkeypatch.setattr(sends, "end_send_leases", lambda *_: [])
     monkeypatch.setattr(sends, "renew_send_leases", lambda _, leases: list(leases))
     return FlakyTransport()
 

@@ -21,22 +21,24 @@ NONE: Conn = None  # type: ignore[assignment]
 
 
 class Database:
-    """Notes which leases are renewed and ended; `gone` are those that are there no more."""
+    """Notes which leases are renewed and ended; `gone` are those that are there no more, `locked` those of others."""
 
     def __init__(self) -> None:
         self.renewed: list[int] = []
         self.ended: list[int] = []
         self.gone: set[int] = set()
+        self.locked: set[int] = set()
         self.error: psycopg.Error | None = None
 
     def renew(self, _: Conn, leases: Collection[int]) -> list[int]:
         self.renewed += leases
         return [lease for lease in leases if lease not in self.gone]
 
-    def end(self, _: Conn, leases: Collection[int]) -> None:
+    def end(self, _: Conn, leases: Collection[int]) -> list[int]:
         if self.error:
             raise self.error
-        self.ended += leases
+        self.ended += set(leases) - self.locked
+        return [lease for lease in leases if lease in self.locked]
 
 
 @pytest.fixture
@@ -121,6 +123,17 @@ def test_a_lease_that_could_not_be_ended_is_ended_later(database: Database, leas
     database.error = None
     leases.maintain(NONE)
     assert database.ended == [7]
+
+
+def test_a_lease_that_somebody_has_locked_is_ended_later(database: Database, leases: SendLeases) -> None:
+    leases.settle([OUT])
+    grow_old(leases, send_leases.JOIN_SECONDS)
+    database.locked = {7}
+    leases.maintain(NONE)
+    assert time.monotonic() < leases.due <= time.monotonic() + send_leases.PAUSE_SECONDS
+    database.locked = set()
+    leases.maintain(NONE)
+    assert (database.ended, leases.due) == ([7], math.inf)
 
 
 def test_a_lease_is_renewed_while_something_is_unpublished(database: Database, leases: SendLeases) -> None:
