@@ -4,10 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import pika
 from dramatiq.broker import Consumer
 from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockBroker
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from callboard.middleware.process.outage import reason
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher, address
@@ -28,6 +30,20 @@ class TrackedRabbitmqBroker(TrackedBroker, StockBroker):
     def consumer_class(self) -> Callable[..., Consumer]:
         """Makes the consumer of a queue, for `consume`."""
         return partial(RabbitmqConsumer, runtime=self.runtime)
+
+    @property
+    def connection(self) -> pika.BlockingConnection:
+        """See Dramatiq's, which expects no other errors than pika's own: of a node that takes a connection and says
+        nothing, pika raises one of another family.
+        """
+        try:
+            return super().connection
+        except AMQPConnectorException as error:
+            raise pika.exceptions.AMQPConnectionError(str(error)) from error
+
+    @connection.deleter
+    def connection(self) -> None:
+        StockBroker.connection.__delete__(self)  # type: ignore[attr-defined]
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Make a consumer; why its queue can't be declared is noted for the jobs in it. Raises ConnectionClosed."""

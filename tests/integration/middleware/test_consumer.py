@@ -52,10 +52,11 @@ def test_a_queue_that_was_declared_otherwise_is_why_its_jobs_stand_still(tracked
     assert consumers.why_cut_off() is None
 
 
+@pytest.mark.parametrize("declared", [True, False])
 def test_a_node_that_takes_connections_and_says_nothing_is_why_jobs_stand_still(
-    tracked: callboard.RabbitmqBroker,
+    declared: bool, tracked: callboard.RabbitmqBroker
 ) -> None:
-    tracked.declare_queue("work", ensure=True)
+    tracked.declare_queue("work", ensure=declared)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"127.0.0.1:{silent.getsockname()[1]}"
         tracked.parameters = pika.URLParameters(f"amqp://{place}?stack_timeout=0.2")
