@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from dramatiq.broker import Consumer, MessageProxy
-from dramatiq.errors import BrokerConnectionError, DecodeError
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed, DecodeError
 
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.delivery import Delivery, Tag
@@ -17,6 +17,10 @@ from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import RETRY_SECONDS
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
+
+#: The `maintenance_chance` with which each call to Redis does the maintenance of its queue.
+ALWAYS = 1_000_000
+_maintaining = threading.Lock()
 
 log = logging.getLogger("callboard.tracking")
 _log_outage = OutageLog(
@@ -36,6 +40,10 @@ class DeferringConsumer(Consumer):
         self._tags = count()
         self._closed = False
         self._side_thread = SideThread("acks")
+        self._broker: Any = getattr(consumer, "broker", None)
+        #: Seconds after which Redis takes a worker for dead that it has not heard of; None for other brokers.
+        self._silence = getattr(self._broker, "heartbeat_timeout", 0) / 1000 or None
+        self._maintained_at = time.monotonic()
         self._consumers.acks.add(self)
 
     def __getattr__(self, name: str) -> Any:
@@ -47,6 +55,7 @@ class DeferringConsumer(Consumer):
         try:
             message = next(self._consumer)
             if message is None:
+                self._maintain()
                 return None
             checked = envelope.checked(message._message)  # noqa: SLF001 — its class is the broker's
             message._message = envelope.of_queue(checked, self._queue)  # noqa: SLF001
@@ -77,8 +86,24 @@ class DeferringConsumer(Consumer):
         """
         if getattr(message, "redelivered", False):
             return True
-        silence = getattr(getattr(self._consumer, "broker", None), "heartbeat_timeout", None)
-        return silence is not None and time.time() * 1000 - message.message_timestamp > silence / 2
+        return self._silence is not None and time.time() - message.message_timestamp / 1000 > self._silence / 2
+
+    def _maintain(self) -> None:
+        """Have Redis put back into the queue what dead workers held. Raises ConnectionClosed.
+
+        Dramatiq does so by chance, at one of a thousand calls: without many calls the messages would wait for minutes.
+        """
+        if self._silence is None or time.monotonic() - self._maintained_at < self._silence / 2:
+            return
+        with _maintaining:
+            chance, self._broker.maintenance_chance = self._broker.maintenance_chance, ALWAYS
+            try:
+                self._broker.do_qsize(self._queue)
+            except Exception as error:
+                raise ConnectionClosed(error) from error
+            finally:
+                self._broker.maintenance_chance = chance
+        self._maintained_at = time.monotonic()
 
     def ack(self, message: MessageProxy) -> None:
         """Acknowledge a message, unless that is deferred."""

@@ -83,11 +83,51 @@ def test_a_deferred_message_is_acknowledged_when_it_is_released() -> None:
     assert wait_until(lambda: deferring.stock.done == [("nack", 1), ("ack", 0), ("nack", 2)], TIMEOUT)
 
 
+class RedisBroker:
+    """As much of Dramatiq's class as a consumer uses."""
+
+    def __init__(self, heartbeat_timeout: int) -> None:
+        self.heartbeat_timeout = heartbeat_timeout
+        self.maintenance_chance = 1_000
+        self.away = False
+        self.asked: list[tuple[str, int]] = []
+
+    def do_qsize(self, queue: str) -> int:
+        self.asked.append((queue, self.maintenance_chance))
+        if self.away:
+            raise RuntimeError("its client raises errors of its own")
+        return 0
+
+
+@pytest.mark.parametrize(("heartbeat", "asked"), [(1, [("default", 1_000_000)]), (60_000, [])])
+def test_what_a_dead_worker_held_in_redis_is_put_back_while_nothing_comes(
+    heartbeat: int, asked: list[tuple[str, int]]
+) -> None:
+    """Dramatiq has Redis look for it at one call of a thousand, and an idle consumer calls once a second."""
+    stock: Any = StockConsumer(0)
+    stock.broker = RedisBroker(heartbeat)
+    consumer = Deferring(stock).consumer
+    stock.broker.asked.clear()
+    assert wait_until(lambda: next(consumer) is None and stock.broker.asked == asked, TIMEOUT)
+    assert stock.broker.maintenance_chance == 1_000
+
+
+def test_a_redis_that_goes_away_meanwhile_is_a_lost_connection() -> None:
+    stock: Any = StockConsumer(0)
+    stock.broker = RedisBroker(60_000)
+    deferring = Deferring(stock)
+    stock.broker.away = True
+    deferring.consumer._maintained_at -= 31.0
+    with pytest.raises(ConnectionClosed):
+        next(deferring.consumer)
+    assert stock.broker.maintenance_chance == 1_000
+
+
 @pytest.mark.parametrize(("age", "claimed"), [(10.0, False), (31.0, True)])
 def test_an_old_message_of_redis_may_come_for_the_second_time(age: float, *, claimed: bool) -> None:
     """Its broker requeues what a worker has in hand that it has not heard of for a minute, and does not say so."""
     stock: Any = StockConsumer(0)
-    stock.broker = SimpleNamespace(heartbeat_timeout=60_000)
+    stock.broker = RedisBroker(60_000)
     sent = int((time.time() - age) * 1000)
     stock.messages = [MessageProxy(Message("default", "work", (), {}, {}, message_timestamp=sent))]
     assert [message.delivery.redelivered for message in Deferring(stock).messages] == [claimed]
@@ -128,7 +168,7 @@ def test_a_message_that_can_not_be_decoded_does_not_end_the_consumer() -> None:
 
 def test_a_message_without_a_time_or_of_another_queue_is_one_of_this_queue_and_of_now() -> None:
     stock: Any = StockConsumer(2)
-    stock.broker = SimpleNamespace(heartbeat_timeout=60_000)
+    stock.broker = RedisBroker(60_000)
     stock.messages[0]._message = stock.messages[0]._message.copy(message_timestamp=None)
     stock.messages[1]._message = stock.messages[1]._message.copy(queue_name="other")
     began = time.time() * 1000
