@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from callboard.sql import timings
 from callboard.sql.reads import queries
@@ -135,6 +135,8 @@ async def _read(request: Request, most: int, *larger: str) -> bytes:
                     raise Refused(413, f"the body is larger than {most} bytes{advice}", code="too_large")
     except TimeoutError:
         raise Refused(408, f"the body was not whole after {BODY_SECONDS:.0f} s", code="slow") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended too early: send it again") from None
     return bytes(sent)
 
 

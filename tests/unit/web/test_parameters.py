@@ -1,0 +1,24 @@
+"""The body of a request, without a server."""
+
+import asyncio
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message
+
+from callboard.web import parameters
+from callboard.web.endpoint import NoBody
+
+
+def test_a_sender_that_leaves_before_its_body_is_whole_is_no_error_of_the_app() -> None:
+    """As one that gave up while the database was away: the log had a traceback for each."""
+    parts: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return parts.pop(0)
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(parameters.body(request, NoBody))
+    assert refused.value.status_code == 400
