@@ -406,9 +406,8 @@ FROM delta AS d JOIN locked AS l ON l.id = d.job_id
 WHERE j.id = d.job_id
 
 -- name: release_outbox
--- These messages could not be published, or nobody knows; whoever claims them next sends them as suspect.
+-- These messages could not be published, or nobody knows; the next publisher that claims them sends them as suspect.
 -- Those that were refused are due after a `pause` only, behind all others, or they would be the first each time.
--- `tried`: false: none of them was sent.
 -- Guard: the row is still claimed, for the attempt that was to be sent; else it is that of a retry, or parked.
 -- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: of one that is locked the claim lapses.
 WITH unsent AS (
@@ -417,7 +416,7 @@ WITH unsent AS (
     FOR UPDATE OF o SKIP LOCKED
 )
 UPDATE callboard.outbox AS o
-SET claimed_until = CASE WHEN %(tried)s THEN now() END,
+SET claimed_until = now(),
     due_at = CASE WHEN %(pause)s > 0 AND o.due_at < 'infinity' THEN now() + make_interval(secs => %(pause)s)
                   ELSE o.due_at END
 FROM unsent AS u WHERE o.id = u.id AND u.claimed

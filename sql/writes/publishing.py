@@ -80,9 +80,9 @@ def confirm_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
     execute(conn, "confirm_outbox", **_rows_of(sent))
 
 
-def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:
-    """Release outbox messages that were not confirmed, or were not `tried`; they are due in `pause` seconds."""
-    execute(conn, "release_outbox", **_rows_of(unsent), pause=pause, tried=tried)
+def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0) -> None:
+    """Release outbox messages that were not confirmed; they are due in `pause` seconds."""
+    execute(conn, "release_outbox", **_rows_of(unsent), pause=pause)
 
 
 def _rows_of(messages: Sequence[Outgoing]) -> dict[str, Any]:
