@@ -38,7 +38,6 @@ from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.actor_lookup import own_signature
 from callboard.sql import settings
 from callboard.sql.rows import Retry
-from callboard.sql.writes import claims
 
 #: The most characters of an actor's name: an index holds it.
 NAME_CHARACTERS = 300
@@ -159,9 +158,7 @@ class Tracking(Middleware):
     def _requeue(self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, stamp: Stamp) -> None:
         message.failed = False  # a copy that must not run is acknowledged, like any other
         try:
-            postponed = self.runtime.process.retry_write(
-                lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, message.actor_name)
-            )
+            postponed = self.runtime.in_flight.postpone(message, stamp)
         except Stopping:
             return  # never acknowledged, it is delivered again
         if not postponed:

@@ -1,4 +1,4 @@
-"""Claims the item of a message that may be a second copy, before it runs."""
+"""Claims the item of a message that may be a second copy, before it runs; or lets it wait for another worker."""
 
 import logging
 
@@ -6,6 +6,7 @@ from psycopg.errors import LockNotAvailable
 
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.stamp import Stamp
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Claim
@@ -51,3 +52,13 @@ def claim(conn: Conn, attempt: Attempt, worker: int, *, alone: bool = False) -> 
     else:
         log.info("a copy of the message of item %d/%d is dropped: it is %s", *attempt.key, found.state)
     return None
+
+
+def postpone(conn: Conn, stamp: Stamp, actor: str) -> bool:
+    """Let a message wait for a worker that has its actor; return False when its item is to fail. Raises ItemLocked,
+    psycopg.Error.
+    """
+    try:
+        return claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, actor)
+    except LockNotAvailable as error:
+        raise ItemLocked from error

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from dramatiq.broker import MessageProxy
 
-from callboard.middleware.attempts.claim import AlreadyFailed, ItemLocked, MovedBack, claim
+from callboard.middleware.attempts.claim import AlreadyFailed, ItemLocked, MovedBack, claim, postpone
 from callboard.middleware.attempts.durations import Durations
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
@@ -101,10 +101,7 @@ class InFlight:
         if stamp is None:
             stamp, known = self._adopt(message, redelivered=suspect)
             suspect = suspect or known
-        attempt = Attempt(
-            stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
-            message, stamp.standing, self._process.worker, self._hold_back, self._read_facts,
-        )  # fmt: skip
+        attempt = self._attempt_of(message, stamp)
         other = self._attempts.get(attempt.key)
         if other is not None and self._join(other, attempt):
             return None
@@ -120,6 +117,24 @@ class InFlight:
         except ItemLocked:
             self._park(attempt, self._parking)
         return None
+
+    def postpone(self, message: MessageProxy, stamp: Stamp) -> bool:
+        """Let a message whose actor is missing wait for a worker that has it; return False when its item is to fail.
+
+        If another transaction holds the item, the message is published again when that has ended: this defers its
+        delivery, for the messages of other jobs must not wait. Raises Stopping.
+        """
+        try:
+            return self._process.retry_write(lambda conn: postpone(conn, stamp, message.actor_name))
+        except ItemLocked:
+            self._park(self._attempt_of(message, stamp), self._parking)
+            return True
+
+    def _attempt_of(self, message: MessageProxy, stamp: Stamp) -> Attempt:
+        return Attempt(
+            stamp.job, stamp.item, stamp.attempt, [message.delivery], self._controls, stamp.epoch, message.actor_name,
+            message, stamp.standing, self._process.worker, self._hold_back, self._read_facts,
+        )  # fmt: skip
 
     def _adopt(self, message: MessageProxy, *, redelivered: bool) -> tuple[Stamp, bool]:
         """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping.

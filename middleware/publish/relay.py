@@ -78,7 +78,8 @@ class Relay:
                 publishing.confirm_outbox(conn, [out for out, _ in broken])
                 _fail(conn, broken)
         if unsent:
-            publishing.release_outbox(conn, unsent, pause=0.0 if failure else REFUSED_PAUSE_SECONDS)
+            with suppress(LockNotAvailable):  # their claims lapse
+                publishing.release_outbox(conn, unsent, pause=0.0 if failure else REFUSED_PAUSE_SECONDS)
         if failure is not None:
             raise failure
         if unsent and claim is not None and not sent:

@@ -10,6 +10,9 @@ from callboard.middleware.process.process import Process
 from callboard.sql import timings
 from callboard.sql.writes import submission
 
+#: Seconds until the leases of jobs are renewed again that another transaction has locked.
+LOCKED_PAUSE_SECONDS = 0.1
+
 
 @dataclass(slots=True)
 class SubmissionLease:
@@ -33,9 +36,10 @@ class SubmissionLease:
         finally:
             self._jobs.remove(job)
 
-    def _renew(self) -> None:
-        if jobs := set(self._jobs):
-            self.process.write(lambda conn: submission.renew_submissions(conn, jobs))
+    def _renew(self) -> float | None:
+        jobs = set(self._jobs)
+        locked = self.process.write(lambda conn: submission.renew_submissions(conn, jobs)) if jobs else []
+        return LOCKED_PAUSE_SECONDS if locked else None
 
     def stop(self) -> None:
         """End the thread; the leases of submissions that go on run out."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from operator import itemgetter
 
+from psycopg.errors import LockNotAvailable
+
 from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.sql.pool import Conn
 from callboard.sql.rows import OpenJob
@@ -141,16 +143,20 @@ class LostMessageSearch:
             if missing.since < reported:
                 missing.since, missing.heartbeats = now, missing.heartbeats + 1
         due = sorted(key for key, one in self._suspects.missing.items() if one.heartbeats >= HEARTBEATS)
-        for job, keys in groupby(due, key=itemgetter(0)):
-            count = sweep.republish(conn, job, [(item, attempt) for _, item, attempt in keys], holder)
+        for job, found in groupby(due, key=itemgetter(0)):
+            keys = list(found)
+            try:
+                count = sweep.republish(conn, job, [(item, attempt) for _, item, attempt in keys], holder)
+            except LockNotAvailable:  # the next search republishes those of this job
+                continue
+            for key in keys:
+                self._suspects.drop(key)  # those that were not republished are held, or have ended
             if count:
                 log.warning(
                     "job %d: %d items had lost their messages; they are published again. If this repeats, see whether "
                     "a policy of RabbitMQ drops messages of its queue (max-length, message-ttl)",
                     job, count,
                 )  # fmt: skip
-        for key in due:
-            self._suspects.drop(key)  # those that were not republished are held, or have ended
 
     def _add_suspects(self, conn: Conn, open_jobs: Sequence[OpenJob]) -> None:
         """Look for items that no worker holds, `SEARCH_ITEMS` at most; the next search goes on where this one ends."""

@@ -7,10 +7,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal.rescue import rescue
@@ -214,7 +216,8 @@ def _end_frozen_copies(conn: Conn) -> None:
 
 def _seal_standing(conn: Conn) -> None:
     for job in sweep.standing_jobs_to_seal(conn):
-        submission.seal_job(conn, job)
+        with suppress(LockNotAvailable), transaction(conn, timings.LOCK_WAIT_SECONDS):
+            submission.seal_job(conn, job)
 
 
 def _stop_late(conn: Conn) -> None:

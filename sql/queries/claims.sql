@@ -36,9 +36,10 @@ WHERE job_id = %(job)s AND item = %(item)s AND attempt = %(attempt)s AND worker 
 -- lives, else until one comes (make_postponed_due), or has not come for too long.
 -- Guard: the row still carries that attempt and waits, and nobody holds it.
 -- Caller: the hooks, for a message whose actor is missing. Rows: one, whether the item is to fail now.
+-- Lock order: the item, its turn, its row of the outbox. Waits for a lock for LOCK_WAIT_SECONDS at most.
 WITH found AS MATERIALIZED (
     SELECT i.job_id, i.item, i.attempt, i.queue, {unknown_too_long} AS fails
-    FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
+    FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id CROSS JOIN {lock_wait}
     WHERE i.job_id = %(job)s AND i.item = %(item)s AND i.attempt = %(attempt)s AND i.state IN ('waiting', 'retrying')
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
     FOR NO KEY UPDATE OF i
@@ -70,7 +71,7 @@ coalesce(i.actor <> coalesce(j.actor, '')
 -- A worker lives again that has the actor of these messages, or none has announced it for too long: they are due.
 -- Guard: they still wait. One that another transaction has locked is woken at the next look, if it waits then. Of an actor
 -- that no worker announced the `limit` oldest are looked at: the others have waited for less long.
--- Caller: the sweep. Lock order: rows of the outbox without waiting for any.
+-- Caller: the sweep. Lock order: rows of the outbox, then their turns, without waiting for any.
 WITH RECURSIVE awaited AS (
     -- Each actor that is waited for, by one step down the index.
     (SELECT o.awaits AS actor FROM callboard.outbox AS o
@@ -82,16 +83,16 @@ WITH RECURSIVE awaited AS (
 ), able AS (
     SELECT DISTINCT unnest(actors) AS actor FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), known AS (
-    SELECT o.id FROM awaited AS a CROSS JOIN LATERAL (
-        SELECT o.id FROM callboard.outbox AS o
-        WHERE o.due_at = timestamptz '9999-01-01Z' AND o.awaits = a.actor OFFSET 0 FOR UPDATE SKIP LOCKED
+    SELECT o.* FROM awaited AS a CROSS JOIN LATERAL (
+        SELECT o.id, o.job_id, o.queue FROM callboard.outbox AS o
+        WHERE o.due_at = timestamptz '9999-01-01Z' AND {of_actor} ORDER BY o.awaits, o.id FOR UPDATE SKIP LOCKED
     ) AS o
     WHERE a.actor IN (SELECT actor FROM able)
 ), unknown AS (
-    SELECT o.id FROM awaited AS a CROSS JOIN LATERAL (
-        SELECT o.id, o.job_id, o.item FROM callboard.outbox AS o
-        WHERE o.due_at = timestamptz '9999-01-01Z' AND o.awaits = a.actor
-        ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT o.id, o.job_id, o.queue FROM awaited AS a CROSS JOIN LATERAL (
+        SELECT o.id, o.job_id, o.queue, o.item FROM callboard.outbox AS o
+        WHERE o.due_at = timestamptz '9999-01-01Z' AND {of_actor}
+        ORDER BY o.awaits, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     ) AS o
     CROSS JOIN LATERAL (
         SELECT actor, sent_at FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
@@ -100,9 +101,22 @@ WITH RECURSIVE awaited AS (
         SELECT actor, not_before, control_at FROM callboard.jobs AS j WHERE j.id = o.job_id OFFSET 0
     ) AS j
     WHERE a.actor NOT IN (SELECT name FROM callboard.actors) AND {unknown_too_long}
+), waiting AS MATERIALIZED (
+    SELECT * FROM known UNION ALL SELECT * FROM unknown
+), turn AS MATERIALIZED (
+    -- Those of a job whose turn is locked wait for the next look: the update of a message changes its turn.
+    SELECT t.job_id, t.queue FROM (SELECT DISTINCT job_id, queue FROM waiting) AS w CROSS JOIN LATERAL (
+        SELECT job_id, queue FROM callboard.turns AS t
+        WHERE t.job_id = w.job_id AND t.queue = w.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS t
 )
 UPDATE callboard.outbox AS o SET due_at = now()
-FROM (SELECT id FROM known UNION ALL SELECT id FROM unknown) AS waiting WHERE o.id = waiting.id
+FROM waiting AS w JOIN turn AS t ON t.job_id = w.job_id AND t.queue = w.queue WHERE o.id = w.id
+
+-- part: of_actor
+-- Whether the message `o` waits for the actor `a.actor`. It is compared as from and to: of one that equals it the planner may
+-- read the messages that wait for all other actors, in the order of the primary key or in none.
+o.awaits >= a.actor AND o.awaits <= a.actor
 
 -- name: lock_parked
 -- Items whose messages are about to be parked, locked by a statement of its own: what two workers that park

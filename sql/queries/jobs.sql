@@ -93,7 +93,8 @@ epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_o
 -- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job whose
 -- deadline is before its creation, as it was given or by an action during the submission, is stopped when the submission
 -- is over, so that its submitter gets the same answer each time: the job, which is cancelled a moment later.
--- Caller: the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked.
+-- Caller: the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked; then their
+-- turns, for LOCK_WAIT_SECONDS at most.
 WITH late AS (
     SELECT id FROM callboard.jobs
     WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL
@@ -104,13 +105,13 @@ UPDATE callboard.jobs AS j
 SET stopping = 'cancelled', {stops},
     reason = 'its deadline passed with ' || total - succeeded - failed - skipped - cancelled || ' items to go'
              || CASE WHEN stage > 0 AND NOT sealed THEN ', and others not made yet' ELSE '' END
-FROM late WHERE j.id = late.id
+FROM late, {lock_wait} WHERE j.id = late.id
 RETURNING j.id
 
 -- name: stop_jobs_without_actor
 -- Jobs whose actor no worker announced in the time for that. Transition: open -> stopping, to be failed, with the reason.
 -- Guard: neither paused nor stopping; of a stage, the one before has ended. The time begins when the job could have run.
--- Caller: the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked.
+-- Caller: the sweep. Rows: (id). Lock order: as of `stop_overdue_jobs`.
 WITH waiting AS (
     SELECT j.id FROM callboard.jobs AS j
     LEFT JOIN callboard.jobs AS before ON before.parent_id = j.parent_id AND before.stage = j.stage - 1
@@ -125,7 +126,7 @@ UPDATE callboard.jobs AS j
 SET stopping = 'failed', {stops},
     reason = 'no worker announced the actor ' || actor || ' in the time that CALLBOARD_ACTOR_WAIT gives: start a worker'
              || ' that has it, and retry the job'
-FROM waiting WHERE j.id = waiting.id
+FROM waiting, {lock_wait} WHERE j.id = waiting.id
 RETURNING j.id
 
 -- name: stop_jobs_of_queue
@@ -163,7 +164,7 @@ SELECT EXISTS (
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (CONTROLS_HEARD_SECONDS), or nothing was ever published and no publisher is at
 -- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
--- Caller: actions.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked.
+-- Caller: actions.cancel, the heartbeat, the sweep. Rows: (id). Lock order: as of `stop_overdue_jobs`.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
@@ -176,7 +177,7 @@ WITH done AS (
 )
 UPDATE callboard.jobs AS j
 SET state = j.stopping, stopping = NULL, finished_at = now(), updated_at = now()
-FROM done WHERE j.id = done.id AND j.stopping IS NOT NULL
+FROM done, {lock_wait} WHERE j.id = done.id AND j.stopping IS NOT NULL
 RETURNING j.id
 
 -- name: close_jobs

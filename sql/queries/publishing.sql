@@ -25,9 +25,9 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- lost or came to a worker that lacks its actor: such an item would wait for the place that it holds itself.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
 -- When none of the first turns can be served, they are looked at again after a pause, or once their job changes; but for
--- those whose job another transaction has locked for a moment, as the record of outcomes does many times a second.
+-- those whose job or turn another transaction has locked for a moment, as the record of outcomes does many times a second.
 -- Caller: the publisher. Rows: PublishClaim. None: no such job.
--- Lock order: the job, without waiting, then its turn; turns that can't be served, without waiting for any.
+-- Lock order: the job, then its turn; turns that can't be served; without waiting for any.
 WITH {living}, tenants AS (
     -- By one pass over the turns, which to sort takes several times as long: when each tenant was served, and by priority
     -- the first of its jobs that are due.
@@ -61,7 +61,7 @@ WITH {living}, tenants AS (
 
 -- name: claim_given_job
 -- See `claim_job`: a given job, if it has something to publish in its turn, and whether or not that has come.
--- Caller: the publisher. Rows: PublishClaim. None: it can't be served. Lock order: the job, without waiting, then its turn.
+-- Caller: the publisher. Rows: PublishClaim. None: it can't be served. Lock order: the job, then its turn, without waiting.
 WITH {living}, waiting AS MATERIALIZED (
     SELECT job_id, queue, target, seq, served_at FROM callboard.turns
     WHERE job_id = %(job)s AND NOT over AND NOT held AND {its_time_is} AND {has_room}
@@ -90,7 +90,10 @@ next AS MATERIALIZED (
     SELECT w.queue, w.target, w.seq, w.served_at, j.*
     FROM waiting AS w CROSS JOIN LATERAL (
         {servable} OFFSET 0 FOR NO KEY UPDATE OF j SKIP LOCKED
-    ) AS j
+    ) AS j CROSS JOIN LATERAL (
+        SELECT FROM callboard.turns AS t
+        WHERE t.job_id = w.job_id AND t.queue = w.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS t
     LIMIT 1
 )
 
@@ -409,10 +412,12 @@ WHERE j.id = d.job_id
 -- These messages could not be published, or nobody knows; the next publisher that claims them sends them as suspect.
 -- Those that were refused are due after a `pause` only, behind all others, or they would be the first each time.
 -- Guard: the row is still claimed, for the attempt that was to be sent; else it is that of a retry, or parked.
--- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: of one that is locked the claim lapses.
+-- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: of one that is locked the claim lapses;
+-- then their turns, for LOCK_WAIT_SECONDS at most.
 WITH unsent AS (
     SELECT o.id, o.attempt = s.attempt AND o.claimed_until IS NOT NULL AS claimed
     FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) JOIN callboard.outbox AS o ON o.id = s.id
+        CROSS JOIN {lock_wait}
     FOR UPDATE OF o SKIP LOCKED
 )
 UPDATE callboard.outbox AS o

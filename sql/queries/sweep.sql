@@ -333,13 +333,13 @@ SELECT EXISTS (
 -- These items' messages are lost; send them again, as suspect, since nobody can be sure.
 -- Guard: the row still carries that attempt and waits, and nobody is known to hold it; and, of a sweep that was frozen
 -- and comes to, that it has the lease still: another may have sent them meanwhile. Caller: the search. Rows: (item).
--- Lock order: items by key without waiting for any, then their outbox rows: the inner query locks one at a time, in the order
--- of the outer.
+-- Lock order: items by key without waiting for any, then their outbox rows and turns: the inner query locks one at a time, in the
+-- order of the outer. Waits for a lock for LOCK_WAIT_SECONDS at most.
 -- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
 WITH {held}
 INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, resend)
 SELECT i.job_id, i.item, i.attempt, coalesce(i.queue, ''), now(), false, true, true
-FROM (SELECT * FROM unnest(%(item)s::int[], %(attempt)s::int[]) AS l (item, attempt) ORDER BY item) AS l
+FROM (SELECT l.* FROM unnest(%(item)s::int[], %(attempt)s::int[]) AS l (item, attempt), {lock_wait} ORDER BY item) AS l
 CROSS JOIN LATERAL (
     SELECT job_id, item, attempt, queue, state FROM callboard.items AS i
     WHERE i.job_id = (%(job)s::bigint[])[1] AND i.item = l.item OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED

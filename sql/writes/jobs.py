@@ -1,6 +1,9 @@
 """Lock, recount, pause, stop and close jobs."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from psycopg.errors import LockNotAvailable
 
 from callboard.sql import settings
 from callboard.sql.pool import Conn
@@ -62,7 +65,9 @@ def queue_has_open_items(conn: Conn, queue: str) -> bool:
 
 def close_stopped(conn: Conn) -> list[int]:
     """Close the jobs that are being stopped and run no item any more; return their ids."""
-    return fetch_ids(conn, "close_stopped")
+    with suppress(LockNotAvailable):
+        return fetch_ids(conn, "close_stopped")
+    return []
 
 
 def close_jobs(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:

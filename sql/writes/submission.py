@@ -4,12 +4,14 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from psycopg.errors import LockNotAvailable
 from psycopg.types.json import Jsonb
 
+from callboard.sql import timings
 from callboard.sql.callback_targets import Targets
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import NO_LIMITS, Limits
@@ -18,6 +20,7 @@ from callboard.sql.rows import SubmittedJob
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_ids, fetch_one, gives_row, required, statement
 from callboard.sql.writes import retention
+from callboard.sql.writes.jobs import lock_jobs
 from callboard.sql.writes.requests import (
     Requester,
     at_database_time,
@@ -243,9 +246,17 @@ def fail_submission(conn: Conn, job: int, reason: str) -> None:
     execute(conn, "fail_submission", job=job, reason=reason)
 
 
-def renew_submissions(conn: Conn, jobs: Iterable[int]) -> None:
-    """Renew the leases of the submissions of these jobs."""
-    execute(conn, "renew_submissions", jobs=list(jobs))
+def renew_submissions(conn: Conn, jobs: Iterable[int]) -> list[int]:
+    """Renew the leases of the submissions of these jobs; return those that another transaction has locked for
+    `LOCK_WAIT_SECONDS`.
+    """
+    locked = fetch_ids(conn, "renew_submissions", jobs=list(jobs))
+    if locked:
+        # Whoever waits for the lock has the row before the sweep, which waits for none, takes the lease for lapsed.
+        with suppress(LockNotAvailable), transaction(conn, timings.LOCK_WAIT_SECONDS):
+            lock_jobs(conn, locked)
+            return fetch_ids(conn, "renew_submissions", jobs=locked)
+    return locked
 
 
 def fail_abandoned_submissions(conn: Conn) -> list[int]:

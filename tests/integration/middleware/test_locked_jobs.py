@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,27 +16,34 @@ import psycopg
 import pytest
 
 from callboard.middleware.attempts.claim import ItemLocked, claim
+from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.attempts.parking import Parking, retry_moved_back
 from callboard.middleware.journal import journal as module
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.delivery import Delivery
+from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process import outage
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import Relay
 from callboard.middleware.publish.send_leases import SendLeases
+from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
-from callboard.sql.writes import claims, jobs, outcomes, publishing, submission
-from tests.support.deliveries import RecordedAcks, make_attempt
-from tests.support.jobs import make_job, record
+from callboard.sql.writes import claims, jobs, outcomes, publishing, submission, sweep
+from tests.support.databases import waits
+from tests.support.deliveries import Delivered, RecordedAcks, make_attempt
+from tests.support.jobs import make_job, make_worker, record
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
 LOCK_JOB = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE"
 LOCK_ITEM = "SELECT FROM callboard.items WHERE job_id = %s AND item = 0 FOR UPDATE"
+LOCK_TURNS = "SELECT FROM callboard.turns WHERE job_id = %s FOR UPDATE"
+LAPSE = "UPDATE callboard.jobs SET sealed = false, submitting_until = now() - interval '1 s' WHERE id = ANY (%s)"
 SLOW = 300.0
 #: Stops itself in a transaction that holds a job.
 FROZEN = """
@@ -236,6 +244,95 @@ def test_no_thread_waits_for_an_item_that_is_locked(conn: Conn, database_url: st
     job = make_job(conn, 1)
     with locked(database_url, LOCK_ITEM, job), pytest.raises(ItemLocked):
         claim(conn, make_attempt(job, 0), 1)
+
+
+@pytest.mark.parametrize("row", [LOCK_ITEM, LOCK_TURNS])
+def test_a_message_without_its_actor_that_is_locked_holds_up_no_other(row: str, conn: Conn, database_url: str) -> None:
+    """It is kept when nobody holds it any more, and published again."""
+    held, other = make_job(conn, 2, published=1), make_job(conn, 2, published=1)
+    acks = RecordedAcks()
+    with process_on(database_url) as process:
+        in_flight = InFlight(process, Consumers(), lambda: None, lambda: None)
+        messages = {job: Delivered(Stamp(job, 0, 1), acks=acks, tag=job) for job in (held, other)}
+        with locked(database_url, row, held):
+            assert all(in_flight.postpone(message, Stamp(job, 0, 1)) for job, message in messages.items())
+            assert [message.delivery.deferred for message in messages.values()] == [True, False]
+            assert conn.execute("SELECT job_id FROM callboard.outbox").fetchall() == [(other,)]
+        assert wait_until(lambda: acks.acknowledged == [held], SLOW)
+    assert set(conn.execute("SELECT job_id FROM callboard.outbox").fetchall()) == {(held,), (other,)}
+
+
+@pytest.mark.parametrize("row", [LOCK_JOB, LOCK_TURNS])
+def test_a_job_that_is_locked_is_passed_over_by_its_publisher(row: str, conn: Conn, database_url: str) -> None:
+    held, other = make_job(conn, 1, published=0), make_job(conn, 1, published=0)
+    with locked(database_url, row, held):
+        assert publishing.claim_job(conn, job=held) is None
+        claimed = publishing.claim_job(conn)
+        assert claimed is not None
+        assert claimed.job == other
+    claimed = publishing.claim_job(conn)
+    assert claimed is not None
+    assert claimed.job == held
+
+
+@pytest.mark.parametrize("row", [LOCK_JOB, LOCK_TURNS])
+def test_the_sweep_waits_for_no_job_that_is_locked(row: str, conn: Conn, database_url: str) -> None:
+    """What it does for other jobs, it does meanwhile; for that one, as soon as nobody has it locked."""
+    held, other = make_job(conn, 2, published=1), make_job(conn, 2, published=1)
+    for job in (held, other):
+        assert claims.postpone(conn, job, 0, 1, "away")
+    make_worker(conn, "away")
+    waiting = "SELECT job_id FROM callboard.outbox WHERE due_at > now()"
+    with locked(database_url, row, held):
+        assert sweep.republish(conn, other, [(1, 1)]) == 1
+        claims.make_postponed_due(conn)
+        # To lock a job keeps nobody from its messages.
+        assert conn.execute(waiting).fetchall() == ([(held,)] if row == LOCK_TURNS else [])
+    claims.make_postponed_due(conn)
+    assert conn.execute(waiting).fetchall() == []
+    conn.execute(LAPSE, ([held, other],))
+    with locked(database_url, LOCK_JOB, held):
+        assert submission.fail_abandoned_submissions(conn) == [other]
+    assert submission.fail_abandoned_submissions(conn) == [held]
+
+
+def test_nothing_waits_for_a_turn_for_long(conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    held = make_job(conn, 4, published=1)
+    record(conn, held, {"retrying": [0]}, delay=0.0)
+    batch = publishing.claim_outbox(conn, 1)
+    conn.execute("UPDATE callboard.jobs SET deadline = now() WHERE id = %s", (held,))
+    steps: list[Callable[[], object]] = [
+        lambda: sweep.republish(conn, held, [(1, 1)]),
+        lambda: publishing.release_outbox(conn, batch),
+        lambda: jobs.stop_overdue_jobs(conn),
+    ]
+    with locked(database_url, LOCK_TURNS, held):
+        for step in steps:
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                step()
+    jobs.stop_job(conn, held, "cancelled", None)
+    with locked(database_url, LOCK_TURNS, held):
+        assert jobs.close_stopped(conn) == []
+    assert jobs.close_stopped(conn) == [held]
+
+
+def test_the_lease_of_a_submission_holds_while_another_is_locked(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that of the locked one is renewed before the sweep takes it for lapsed."""
+    held, other = make_job(conn, 1, sealed=False), make_job(conn, 1, sealed=False)
+    conn.execute(LAPSE, ([held, other],))
+    with connect(database_url) as renewing, ThreadPoolExecutor(1) as thread:
+        with locked(database_url, LOCK_JOB, held):
+            monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+            assert submission.renew_submissions(renewing, [held, other]) == [held]
+            assert submission.fail_abandoned_submissions(conn) == []
+            monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", SLOW)
+            renewed = thread.submit(submission.renew_submissions, renewing, [held, other])
+            assert wait_until(lambda: waits(database_url), SLOW)
+        assert renewed.result(SLOW) == []
+    assert submission.fail_abandoned_submissions(conn) == []
 
 
 def test_a_stopped_job_that_is_locked_holds_up_no_heartbeat(conn: Conn, database_url: str) -> None:

@@ -94,7 +94,7 @@ def waiting_for(query: str, parameters: dict[str, Any]) -> Step:
     Gives how many rows it found.
     """
     text: Any = statement(query).replace("SKIP LOCKED", "")
-    return lambda conn: conn.execute(text, parameters).rowcount
+    return lambda conn: conn.execute(text, with_timings(parameters)).rowcount
 
 
 OUTBOX = "SELECT attempt, in_turn, claimed_until IS NOT NULL FROM callboard.outbox"
