@@ -169,17 +169,21 @@ j.parent_id, j.stage, j.maker, j.sealed, j.held, j.total, j.succeeded, j.failed,
 -- only after the lookup had run.
 -- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job
 -- stands still, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
-hands AS MATERIALIZED (
-    -- Of all living workers (actor NULL), and of those that have an actor: how many, their trouble, the items they have in hand.
-    SELECT a.actor, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items
-    FROM living AS w
-    LEFT JOIN (SELECT worker, count(*) AS items FROM callboard.running GROUP BY worker) AS r ON r.worker = w.id
-    CROSS JOIN LATERAL (SELECT NULL AS actor UNION ALL SELECT DISTINCT unnest(w.actors)) AS a
-    GROUP BY a.actor
-), shown AS MATERIALIZED (
+shown AS MATERIALIZED (
     SELECT j.*, false AS within FROM page JOIN callboard.jobs AS j ON j.id = page.id
     UNION ALL
     SELECT s.*, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
+), hands AS MATERIALIZED (
+    -- Of all living workers (actor NULL), and of those that have an actor of these jobs: how many, their trouble, the items
+    -- they have in hand. Many workers may have many actors: those of other jobs are left out first.
+    SELECT a.actor, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items
+    FROM living AS w
+    LEFT JOIN (SELECT worker, count(*) AS items FROM callboard.running GROUP BY worker) AS r ON r.worker = w.id
+    CROSS JOIN LATERAL (
+        SELECT NULL AS actor UNION ALL
+        SELECT DISTINCT n FROM unnest(w.actors) AS n WHERE n IN (SELECT actor FROM shown)  -- hashed
+    ) AS a
+    GROUP BY a.actor
 ), in_flight AS MATERIALIZED (
     -- Of all jobs at once: where few jobs have nearly all rows of `running`, the planner reads all of it for each lookup.
     SELECT r.job_id, count(*) AS in_hand, {done_in_part} AS in_part, count(r.stack) AS hanging

@@ -9,6 +9,7 @@ from callboard.middleware.sweep.sweep import PAGE_JOBS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.writes import callbacks, claims, jobs, publishing, retention, stages, submission, sweep, workers
 from tests.support.databases import database, with_database
+from tests.support.jobs import make_worker
 from tests.support.transports import StubTransport
 
 #: A job of 60 items, and many of them: 55 items have ended, five are in flight, and 20 of other jobs wait for a retry.
@@ -107,6 +108,15 @@ def _search(conn: Conn) -> None:
     LostMessageSearch(StubTransport).run(conn, "the one that sweeps")
 
 
+def _wake_one(conn: Conn) -> None:
+    """One message whose actor a worker has waits beside many whose actors none has."""
+    make_worker(conn, "back")
+    conn.execute("UPDATE callboard.outbox SET awaits = 'back' WHERE job_id = 10009 AND item = %s", (DUE - 1,))
+    claims.make_postponed_due(conn)
+    due = "SELECT due_at <= now() FROM callboard.outbox WHERE job_id = 10009 AND item = %s"
+    assert conn.execute(due, (DUE - 1,)).fetchone() == (True,)
+
+
 #: Blocks that each may read; a page of jobs, and a search of so many, reads some of each.
 FEW, MANY = 500, 16 * PAGE_JOBS
 LOOKS: dict[str, tuple[Look, int]] = {
@@ -127,6 +137,7 @@ LOOKS: dict[str, tuple[Look, int]] = {
     "close_stopped": (jobs.close_stopped, FEW),
     "drop_messages_of_ended_jobs": (sweep.drop_messages_of_ended_jobs, FEW),
     "make_postponed_due": (claims.make_postponed_due, FEW),
+    "one is due": (_wake_one, 2 * FEW),
     "mark_expired": (lambda c: retention.mark_expired(c, 1e8), FEW),
     "delete_old_rows": (lambda c: retention.delete_old_rows(c, 1e8), FEW),
     "deleted_jobs": (retention.deleted_jobs, FEW),
