@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -81,7 +82,8 @@ def store_rows(
         try:
             for chunk in _chunks(rows, chunk_seconds, pause):
                 storing.result()
-                if reads_on and len(chunk) >= LARGE_CHUNK_ITEMS:
+                large = reads_on and len(chunk) >= LARGE_CHUNK_ITEMS
+                if large and threading.main_thread().is_alive():  # no pool takes anything when Python ends
                     storing = thread.submit(copy_context().run, store, start, chunk)
                 else:
                     store(start, chunk)

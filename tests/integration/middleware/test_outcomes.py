@@ -39,7 +39,7 @@ if __name__ == "__main__":
     child.join()
     sys.exit(child.exitcode)
 """
-#: A program that sends a message when Python has closed what was made after it.
+#: A program that submits when Python ends, and sends a message when Python has closed what was made after it.
 LATE_SENDS = """
 import atexit
 
@@ -49,6 +49,8 @@ callboard.install()
 
 @dramatiq.actor(actor_name="of no worker")
 def elsewhere(number): ...
+
+atexit.register(lambda: callboard.submit(elsewhere, range(1_000), name="at the end", delay="1h"))
 """
 ACTORS = [
     "work", "noted", "slow", "stands", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
@@ -438,6 +440,9 @@ def test_what_a_process_sends_after_its_broker_is_closed_is_left_to_workers(pipe
     waiting = "SELECT j.id, o.claimed_until FROM callboard.jobs AS j JOIN callboard.outbox AS o ON o.job_id = j.id"
     [(job, claimed_until)] = pipeline.conn.execute(f"{waiting} WHERE j.actor = 'of no worker'").fetchall()
     assert claimed_until is None
+    callboard.get(job).cancel()
+    [(job, total)] = pipeline.conn.execute("SELECT id, total FROM callboard.jobs WHERE name = 'at the end' AND sealed")
+    assert total == 1_000  # though no thread stores a large chunk then
     callboard.get(job).cancel()
 
 
