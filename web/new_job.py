@@ -31,7 +31,9 @@ Chunk = Annotated[
 
 
 class NewStage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A stage, as `callboard.Stage`. `make`: the path of a function, "module:name"; it needs the scope `admin`."""
+    """A stage, as `callboard.Stage`. `make`: the path of a function, "module:name"; it needs a login for all tenants
+    with the scope `admin`.
+    """
 
     actor: str
     items: Items = None
@@ -152,8 +154,9 @@ def _checked_stages(call: Call[Any, Any], given: NewJob) -> tuple[str, list[NewS
     later = found[1:]
     if found[0].make is not None or any(stage.items is not None for stage in later):
         raise wrong("stages", "must have items in the first stage only, and no make in it")
-    if any(stage.make is not None for stage in later) and "admin" not in call.who.scopes:
-        raise Refused(403, "make names code that workers run: it needs the scope admin", code="scope")
+    if any(stage.make is not None for stage in later) and ("admin" not in call.who.scopes or call.tenant is not None):
+        said = "make names code that workers of all tenants run: it needs the scope admin, and a login for all tenants"
+        raise Refused(403, said, code="scope")
     return given.name, found
 
 

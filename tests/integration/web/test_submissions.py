@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import WorkerInfo
 from callboard.sql.signature import Signature
+from callboard.sql.states import SCOPES
 from callboard.sql.writes import actions, retry_action, submission, workers
 from callboard.sql.writes import run_again as copies
 from callboard.sql.writes.requests import NotPossible, Requester
@@ -255,6 +257,10 @@ def test_an_open_job_takes_items_until_it_is_sealed(conn: Conn, app: Starlette) 
 # Stages --------------------------------------------------------------------------------------------------------------
 
 
+def _as(who: Identity, _request: object) -> Identity:
+    return who
+
+
 def test_a_job_of_stages_is_submitted(conn: Conn, app: Starlette, database_url: str) -> None:
     stages: list[dict[str, Any]] = [
         {"actor": "work", "items": [1, {"n": 2}]},
@@ -295,10 +301,11 @@ def test_a_job_of_stages_is_submitted(conn: Conn, app: Starlette, database_url: 
         assert post(app, {**body, "key": None, **change}).status_code == 422, change
     assert len(left(conn)) == 1
 
-    login = create_app(url=database_url, authenticate=lambda _request: Identity("anna"))
-    refused = post(login, {**body, "key": None})
-    assert (refused.status_code, "scope admin" in refused.json()["detail"]) == (403, True)
-    assert post(login, {**body, "key": None, "stages": [stages[0], stages[2]]}).status_code == 201
+    for anna in (Identity("anna"), Identity("anna", "acme", SCOPES)):
+        login = create_app(url=database_url, authenticate=partial(_as, anna))
+        refused = post(login, {**body, "key": None})
+        assert (refused.status_code, "scope admin" in refused.json()["detail"]) == (403, True)
+        assert post(login, {**body, "key": None, "stages": [stages[0], stages[2]]}).status_code == 201
 
 
 def test_a_body_of_stages_that_breaks_off_goes_on_when_it_is_sent_again(
