@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -25,7 +25,10 @@ PAGE_JOBS = 100
 #: Refused jobs that an answer names; it counts the others.
 NAMED_REFUSALS = 100
 
-Id = Annotated[int, msgspec.Meta(ge=0, le=IDS)]
+#: Jobs that are named.
+Ids: TypeAlias = Annotated[
+    list[Annotated[int, msgspec.Meta(ge=0, le=IDS)]], msgspec.Meta(min_length=1, max_length=1_000)
+]
 
 
 class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -36,7 +39,7 @@ class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     action: Literal["cancel", "pause", "resume", "retry", "delete"]
     filter: jobs.JobConditions | None = None
-    ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=1_000)] | None = None
+    ids: Ids | None = None
     dry_run: bool = False
     reason: str | None = None
     states: list[str] | None = None

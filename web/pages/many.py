@@ -23,7 +23,7 @@ class Many(msgspec.Struct, forbid_unknown_fields=True):
     """An action on many jobs: on those that are chosen, or on all of a search."""
 
     what: Literal["pause", "resume", "retry", "cancel", "delete"]
-    ids: list[int] | None = None
+    ids: bulk.Ids | None = None
     q: str | None = None
     all: bool = False
     sure: bool = False

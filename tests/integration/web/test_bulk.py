@@ -180,3 +180,6 @@ def test_what_makes_no_sense_is_done_to_no_job(conn: Conn, http: httpx.Client) -
         answer = http.post("/jobs/actions", json=body)
         assert (answer.status_code, why in answer.json()["detail"]) == (code, True), (body, answer.text)
         assert queries.run(conn, queries.actions(job))[0] == [], body
+    for ids in ([-1], [2**63], [1] * 1_001):
+        page = http.post(f"{http.base_url.copy_with(path='/jobs/actions')}", data={"what": "pause", "ids": ids})
+        assert (page.status_code, "ids" in page.json()["detail"]) == (422, True), ids[:1]
