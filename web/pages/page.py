@@ -102,7 +102,8 @@ def render(
             **context,
         }
     )
-    blocks = [page.blocks[name] for name in parts] or [page.root_render_func]
+    # Once each: to repeat one costs a sender some bytes, and the event loop the making of the part.
+    blocks = [page.blocks[name] for name in dict.fromkeys(parts)] or [page.root_render_func]
     # A result may contain half of a surrogate pair.
     made = "".join(text for block in blocks for text in block(values))
     return HTMLResponse(made.encode("utf-8", "replace"), status)

@@ -275,6 +275,12 @@ def test_an_empty_installation_says_how_to_begin(app: Starlette, path: str, comm
     assert f"<code>{command}</code>" in get(app, path)[0].text
 
 
+def test_a_part_of_a_page_is_made_once_however_often_it_is_asked_for(app: Starlette) -> None:
+    once, often = get(app, "/?part=jobs", "/?part=jobs" + "&part=jobs" * 50)
+    assert once.text.count('id="jobs"') == 1
+    assert often.text == once.text
+
+
 def test_pages_allow_nothing_inline_and_nothing_from_elsewhere(app: Starlette) -> None:
     page, script = get(app, "/", "/static/page.js")
     for answer in (page, script):
