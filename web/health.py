@@ -18,6 +18,8 @@ log = logging.getLogger("callboard.web")
 
 OK = "ok"
 UNASKED = "not asked, since AMQP_URL is not set"
+#: The question to the broker that goes on in an event loop.
+_asked: dict[asyncio.AbstractEventLoop, asyncio.Task[str]] = {}
 
 
 async def healthz(_request: Request) -> Json:
@@ -48,6 +50,18 @@ async def _database(request: Request) -> str:
 
 
 async def _broker() -> str:
+    """Ask the broker, or wait for the answer to the probe that asks it already: a question takes a thread, and so many
+    probes as somebody without a login likes to send must not take all of them.
+    """
+    loop = asyncio.get_running_loop()
+    asked = _asked.get(loop)
+    if asked is None:
+        asked = _asked[loop] = loop.create_task(_ask_broker())
+        asked.add_done_callback(lambda _: _asked.pop(loop))
+    return await asyncio.shield(asked)
+
+
+async def _ask_broker() -> str:
     try:
         urls = settings.AMQP_URL.get()
     except NotConfigured as error:

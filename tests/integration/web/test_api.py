@@ -22,7 +22,7 @@ from callboard.sql.migrate import migrate
 from callboard.sql.pool import AsyncConn, Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
-from callboard.web import create_app, database
+from callboard.web import create_app, database, health
 from tests.support.jobs import MIXED, age, cancel, make_job, make_mixed_job, make_staged, record
 from tests.support.webapp import get, open_app
 from tests.support.workers import wait_until
@@ -345,6 +345,26 @@ def test_readyz_is_a_503_without_a_broker(app: Starlette, monkeypatch: pytest.Mo
     assert "RabbitMQ" in problem(answer, 503)
     assert "hunter2" not in answer.text
     assert answer.json()["checks"]["database"] == "ok"
+
+
+def test_probes_at_the_same_time_ask_the_broker_once(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, asked, probes = list[Request](), list[str](), 20
+
+    async def arrive(request: Request) -> str:
+        arrived.append(request)
+        return health.OK
+
+    def answers(url: str) -> bool:
+        asked.append(url)
+        return bool(wait_until(lambda: len(arrived) >= probes, 300))
+
+    monkeypatch.setattr(health, "_database", arrive)
+    monkeypatch.setattr(health, "_answers", answers)
+    monkeypatch.setenv("AMQP_URL", "amqp://one.example")
+    assert {answer.status_code for answer in get(app, *["/readyz"] * probes)} == {200}
+    assert len(asked) == 1
+    assert get(app, "/readyz")[0].status_code == 200
+    assert len(asked) == 2
 
 
 def test_readyz_is_a_503_on_a_database_without_the_schema(
