@@ -11,6 +11,9 @@ import httpcore
 
 #: IPv6 addresses that a NAT64 translates to the IPv4 address in their last 32 bits.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: Addresses for use within a network that `ipaddress` takes for public: site-local ones, and, of those that are
+#: assigned to protocols, all that Python 3.11 does not name.
+NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("fec0::/10", "192.0.0.0/24")))
 #: Bytes that are sent between two looks at the deadline.
 WRITE_BYTES = 16_384
 
@@ -27,7 +30,8 @@ def is_public(text: str) -> bool:
             found = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
         else:
             found = found.ipv4_mapped or found.sixtofour or found
-    return found.is_global and not found.is_multicast and not found.is_reserved
+    is_local = any(found in network for network in NOT_PUBLIC)
+    return found.is_global and not (is_local or found.is_multicast or found.is_reserved)
 
 
 class PublicBackend(httpcore.NetworkBackend):
