@@ -11,8 +11,8 @@ from callboard.sql.json_values import is_storable
 from callboard.sql.limits import MAX_SPAN_SECONDS, SPAN_PATTERN, UNIT_SECONDS, YEARS
 from callboard.sql.states import JOB_FINAL, JOB_STATES
 
-#: Characters of a search at most.
-MAX_SEARCH_CHARACTERS = 2_000
+#: Characters of a search, and words, at most: the name of each job that is looked at is compared with each word.
+MAX_SEARCH_CHARACTERS, MAX_SEARCH_WORDS = 2_000, 50
 #: The states of a job that is not over.
 JOB_OPEN = frozenset(JOB_STATES) - set(JOB_FINAL)
 #: The properties of a job that `is:` and `not:` name.
@@ -127,7 +127,9 @@ def parse_moment(name: str, text: str) -> datetime | timedelta:
 
 def _all_of(words: Iterable[tuple[str, str]]) -> JobFilter:
     found, states = JobFilter(), frozenset[str]()
-    for word, value in words:
+    for count, (word, value) in enumerate(words, 1):
+        if count > MAX_SEARCH_WORDS:
+            raise ValueError(f"a search has {MAX_SEARCH_WORDS} words at most")
         one = _word(word, value)
         if word == "state":
             states |= one.states or frozenset()
