@@ -6,6 +6,7 @@ Prometheus middleware. If the app has that middleware, its folder and its server
 
 import logging
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -110,8 +111,7 @@ def start(shared: str | None) -> None:
     global current  # noqa: PLW0603
     port = settings.METRICS_PORT.get()
     if port is not None:
-        folder = os.environ.setdefault(FOLDER, shared or _own_folder(port))
-        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        _set_folder(shared, port)
         current = Metrics()
 
 
@@ -127,8 +127,7 @@ def serve() -> int:
     """Serve what the processes count until the process is stopped; Dramatiq runs this in one of its own."""
     port = settings.METRICS_PORT.get()
     if port is not None:
-        os.environ.setdefault(FOLDER, _own_folder(port))
-        Path(os.environ[FOLDER]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        _set_folder(None, port)
         from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
 
         registry = CollectorRegistry()
@@ -165,5 +164,21 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def _set_folder(shared: str | None, port: int) -> None:
+    """Say to Prometheus' client which folder it has: that of the environment, `shared`, or one of our own; make it."""
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = shared or _own_folder(port)
+    Path(os.environ[FOLDER]).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def _own_folder(port: int) -> str:
-    return str(Path(tempfile.gettempdir()) / f"callboard-metrics-{os.getuid()}-{port}")
+    """A folder of this user among the temporary files, which it makes. Anybody may have made one of this name before,
+    with links in it to files that would be written to. Raises NotConfigured.
+    """
+    folder = Path(tempfile.gettempdir()) / f"callboard-metrics-{os.getuid()}-{port}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise settings.NotConfigured(f"{folder} is not a folder of this user: name another one by {FOLDER}")
+    return str(folder)
