@@ -141,7 +141,7 @@ def delete(conn: Conn, job: int, by: Requester) -> None:
         check(conn, job, by, "delete")
         if not retention.mark_deleted(conn, [job]):
             refuse(job, job_status(conn, job, by), WHY["delete"])  # it was opened, or deleted, a moment ago
-    log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
+    log.info("job %d is deleted by %r, %s", job, by.who or "somebody", by.via)
 
 
 def _lock_stages(conn: Conn, job: int, by: Requester) -> list[StageRow]:

@@ -75,7 +75,7 @@ def create(
         made = {**found, **{at: iso(found[at]) for at in ("created_at", "expires_at", "used_at")}}
         if job is not None:
             note_action(conn, job, by, "share", {"token": made["id"], "expires_at": made["expires_at"]})
-    log.info("token %d, %s of %s, is made by %s, %s", made["id"], kind, name, by.who or "somebody", by.via)
+    log.info("token %d, %s of %r, is made by %r, %s", made["id"], kind, name, by.who or "somebody", by.via)
     return secret, made
 
 
@@ -89,7 +89,7 @@ def revoke(conn: Conn, number: int, by: Requester) -> bool:
         execute(conn, "revoke_sessions", id=number)
         if job is not None:
             note_action(conn, job, by, "unshare", {"token": number})
-    log.info("token %d of %s is revoked by %s, %s", number, name, by.who or "somebody", by.via)
+    log.info("token %d of %r is revoked by %r, %s", number, name, by.who or "somebody", by.via)
     return True
 
 
@@ -103,7 +103,7 @@ def log_in(conn: Conn, secret: str) -> tuple[str, float] | None:
     ).fetchone()
     if row is None:
         return None
-    log.info("session %d of %s begins", row[0], row[1])
+    log.info("session %d of %r begins", row[0], row[1])
     return session, row[2]
 
 

@@ -244,7 +244,7 @@ def test_a_leaving_job_is_gone_for_everybody(conn: Conn, caplog: pytest.LogCaptu
     job, other = ended(conn), ended(conn, name="another")
     with caplog.at_level(logging.INFO):
         actions.delete(conn, job, ANNA)
-    assert f"job {job} is deleted by anna, python" in caplog.text
+    assert f"job {job} is deleted by 'anna', python" in caplog.text
     assert queries.run(conn, queries.job(job)) is None
     page, _ = queries.run(conn, queries.jobs())
     assert [found["id"] for found in page] == [other]

@@ -1,5 +1,6 @@
 """The login of the app: tokens, the login page, sessions, shares of one job; each is tried with what it refuses."""
 
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -303,6 +304,16 @@ def test_a_share_opens_an_app_that_has_another_login(conn: Conn, database_url: s
         assert httpx.get(path, headers=bearer(api)).status_code == 401
         assert httpx.get(path, headers=bearer(share)).status_code == 401
         assert httpx.get(f"{address}/login").status_code == 404
+
+
+def test_a_name_adds_no_line_to_the_log(conn: Conn, caplog: pytest.LogCaptureFixture) -> None:
+    by = Requester("http", "anna\ntoken 1, api of root, is made by root, cli")
+    with caplog.at_level(logging.INFO, "callboard.tokens"):
+        secret, row = tokens.create(conn, by, name="ci\nsession 1 of root begins")
+        assert tokens.log_in(conn, secret)
+        tokens.revoke(conn, row["id"], by)
+    assert len(caplog.messages) == 3
+    assert not any("\n" in message for message in caplog.messages)
 
 
 def test_tokens_over_http(conn: Conn, address: str) -> None:
