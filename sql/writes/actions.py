@@ -44,7 +44,8 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         else:
             check(conn, job, by, "cancel")
-    jobs.close_stopped(conn)
+        # While its row is locked: it passes by one that a publisher locks next, and with no worker nobody looks again.
+        jobs.close_stopped(conn)
     stages.update_parents(conn)
 
 

@@ -26,7 +26,7 @@ from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import create_app
 from tests.support.clients import client
-from tests.support.databases import waits
+from tests.support.databases import waiting, waits
 from tests.support.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send, status
 from tests.support.programs import Call
 from tests.support.webapp import open_app, served
@@ -98,6 +98,27 @@ def test_a_job_that_was_never_published_is_cancelled_at_once(conn: Conn) -> None
     found = status(conn, job)
     assert (found["state"], found["reason"], found["cancelled"]) == ("cancelled", "wrong file", 10)
     assert publishing.claim_job(conn, job=job) is None
+
+
+def test_a_job_without_a_worker_is_cancelled_though_somebody_waits_for_its_row(conn: Conn, database_url: str) -> None:
+    """As its publisher does: with no worker nobody would look at the job again."""
+    job = make_job(conn, 10, published=10)
+    lock = "SELECT FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE"
+    with (
+        psycopg.connect(database_url) as first,
+        psycopg.connect(database_url) as next_one,
+        connect(database_url) as mine,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first.execute(lock, [job])
+        cancelled = pool.submit(writes.cancel, mine, job, ANNA)
+        assert wait_until(lambda: waiting(database_url) == 1, 300)
+        locked = pool.submit(next_one.execute, lock, [job])
+        assert wait_until(lambda: waiting(database_url) == 2, 300)
+        first.commit()
+        cancelled.result(300)
+        locked.result(300)
+        assert status(conn, job)["state"] == "cancelled"
 
 
 def test_no_item_is_written_to_pause_resume_or_cancel_a_job(conn: Conn) -> None:
