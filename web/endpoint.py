@@ -177,8 +177,8 @@ def _conditional(request: Request, answer: Response) -> Response:
     """The answer with its ETag, or a 304 if the sender has it already."""
     tag = etag(bytes(answer.body))
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
-    known = request.headers.get("if-none-match", "")
-    if tag in (one.strip() for one in known.split(",")):
+    known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    if known == ["*"] or tag.removeprefix("W/") in known:
         return Response(status_code=304, headers=headers)
     answer.headers.update(headers)
     return answer

@@ -118,13 +118,13 @@ def submit(
             if given is None and form == "jsonl":
                 input_file.check_no_array(source)
             divided_by = sign or (input_file.delimiter(source, say) if form == "csv" else ",")
-            bad = check(input_file.items(source, form, item_key, divided_by), signature, skip_bad=skip_bad)
+            note = check(input_file.items(source, form, item_key, divided_by), signature, skip_bad=skip_bad)
             items = good(input_file.items(source, form, item_key, divided_by), signature)
             job = callboard.submit(actor, items, **options).id
             if not as_json:
                 typer.echo(job)
-    if bad:
-        typer.echo(f"callboard: left out {bad}", err=True)
+    if note:
+        say(note)
     finish(job, wait=wait, as_json=as_json)
 
 
@@ -134,22 +134,22 @@ def say(what: str) -> None:
 
 
 def check(items: Iterator[tuple[int, Any]], signature: Signature | None, *, skip_bad: bool) -> str:
-    """Read the whole file; return a text about its bad lines, empty if there are none.
+    """Read the whole file; return what is to be said of it when the job is stored: that it has no items, or bad lines.
 
     Raises CommandError for bad lines unless `skip_bad`.
     """
-    count, named = 0, list[BadLine]()
-    for item in fitting(items, signature):
+    read, count, named = 0, 0, list[BadLine]()
+    for read, item in enumerate(fitting(items, signature), start=1):  # noqa: B007 — their number at the end
         if isinstance(item, BadLine):
             count += 1
             named += [item][: NAMED_BAD_LINES - len(named)]
     if not count:
-        return ""
+        return "" if read else "the file has no items, so the job is over at once"
     more = f" and {count - NAMED_BAD_LINES:,} more" if count > NAMED_BAD_LINES else ""
     bad = f"{words.count(count, 'bad line')}: {'; '.join(map(str, named))}{more}"
     if not skip_bad:
         raise CommandError(f"nothing is stored, since the file has {bad}; correct it, or use --skip-bad")
-    return bad
+    return f"left out {bad}"
 
 
 def good(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:

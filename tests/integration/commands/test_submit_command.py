@@ -144,6 +144,13 @@ def test_skip_bad_leaves_bad_lines_out_and_names_them(env: Env, tmp_path: Path) 
     assert done.stderr.endswith(" and 2 more\n")
 
 
+def test_a_file_without_items_makes_a_job_that_is_over_and_says_so(env: Env, tmp_path: Path) -> None:
+    """The program that was to write the items may have failed."""
+    done = run(tmp_path, "submit", ACTOR, env=env, given=b"\n")
+    assert done.stderr == "callboard: the file has no items, so the job is over at once\n"
+    assert arguments_of(env, int(done.stdout)) == []
+
+
 def test_a_line_without_the_item_key_is_bad(env: Env, tmp_path: Path) -> None:
     given = b'{"path": "a"}\n"b"\n{"other": 1}\n'
     line = fault(tmp_path, "submit", ACTOR, "--item-key", "path", env=env, given=given)
