@@ -84,7 +84,7 @@ async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
     with _refusals():
         if call.body is None:
             read = call.request.app.state.submitter.read
-            job, status = await read(call.request.stream(), partial(_store_lines, call))
+            job, status = await read(call.tenant, call.request.stream(), partial(_store_lines, call))
         else:
             items = enumerate(call.body.first_items or ())
             job, status = await run_in_threadpool(_store, call, call.body, items, "item")
@@ -100,7 +100,7 @@ async def add(call: Call[AddQuery, NewItems | None]) -> dict[str, Any]:
     with _refusals():
         if call.body is None:
             read = call.request.app.state.submitter.read
-            await read(call.request.stream(), partial(_add_lines, call))
+            await read(call.tenant, call.request.stream(), partial(_add_lines, call))
         else:
             await run_in_threadpool(_add, call, enumerate(call.body.items), "item")
     return await call.find_job(call.job)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cached_property
 from typing import BinaryIO, TypeVar, cast
@@ -18,11 +19,14 @@ from callboard.web.parameters import Refused
 
 T = TypeVar("T")
 
-#: Bodies of lines that are read at the same time: each has a thread, which waits for the database or for its client.
-STREAMS = 8
+#: Bodies of lines that are read at the same time, each in a thread, which waits for the database or for its client; and
+#: of one tenant, which may send slowly.
+STREAMS, TENANT_STREAMS = 8, 4
 #: Seconds without a byte after which a body is given up.
 IDLE_SECONDS = 30.0
-BUSY = f"{STREAMS} submissions are being read, and nothing was stored: try again"
+BUSY = (
+    "as many submissions are being read as may be at a time, in all or of one tenant, and nothing was stored: try again"
+)
 
 
 class Submitter:
@@ -30,7 +34,7 @@ class Submitter:
 
     def __init__(self, url: str | None) -> None:
         self._url = url
-        self._reading = 0
+        self._reading = Counter[str | None]()  # by tenant
 
     @cached_property
     def process(self) -> Process:
@@ -42,20 +46,22 @@ class Submitter:
         """The leases of the submissions that go on here."""
         return SubmissionLease(self.process)
 
-    async def read(self, parts: AsyncIterator[bytes], work: Callable[[BinaryIO], T]) -> T:
+    async def read(self, tenant: str | None, parts: AsyncIterator[bytes], work: Callable[[BinaryIO], T]) -> T:
         """Have `work` read a body in a thread, as far as it has come; the loop reads no more than that thread asks for.
+        `tenant`: the only one that its sender is of; None: all.
 
         Raises HTTPException when too many are being read, and Refused for a body that does not go on.
         """
-        if self._reading == STREAMS:
+        has_its_share = tenant is not None and self._reading[tenant] >= TENANT_STREAMS
+        if has_its_share or self._reading.total() >= STREAMS:
             raise HTTPException(503, BUSY, {"Retry-After": "1"})
-        self._reading += 1
+        self._reading[tenant] += 1
         try:
             source = AsyncSource(_while_it_goes_on(parts))
             body = cast("BinaryIO", io.BufferedReader(_Parts(iter(source))))
             return await source.read_by(run_in_threadpool(work, body))
         finally:
-            self._reading -= 1
+            self._reading[tenant] -= 1
 
     def close(self) -> None:
         """Close what was opened."""

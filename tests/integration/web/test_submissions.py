@@ -31,7 +31,7 @@ from callboard.sql.writes import run_again as copies
 from callboard.sql.writes.requests import NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
-from callboard.web import create_app
+from callboard.web import create_app, submitter
 from tests.support.jobs import cancel, make_job, make_mixed_job, send, status
 from tests.support.paths import ROOT
 from tests.support.webapp import served
@@ -467,12 +467,12 @@ def test_a_job_that_is_opened_again_is_copied_no_further(conn: Conn, monkeypatch
 class Sender:
     """A client that sends a chunked body bit by bit, and reads the answer."""
 
-    def __init__(self, address: str, head: dict[str, Any]) -> None:
+    def __init__(self, address: str, head: dict[str, Any], *headers: bytes) -> None:
         host, port = address.removeprefix("http://").split(":")
         self.connection = socket.create_connection((host, int(port)), 300)
         self.connection.sendall(
             b"POST /api/v1/jobs HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n"
-            b"Content-Type: application/x-ndjson\r\n\r\n"
+            b"Content-Type: application/x-ndjson\r\n" + b"".join(headers) + b"\r\n"
         )
         self.send(lines(head))
 
@@ -493,6 +493,29 @@ def wait_for_items(conn: Conn, total: int) -> int:
 
     assert wait_until(there, 300)
     return int(queries.run(conn, queries.jobs())[0][0]["id"])
+
+
+def test_bodies_that_a_tenant_sends_slowly_leave_room_for_others(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, most in (("STREAMS", 3), ("TENANT_STREAMS", 1)):
+        monkeypatch.setattr(submitter, name, most)
+    app = create_app(url=database_url, authenticate=lambda request: Identity("anna", request.headers.get("x-tenant")))
+    with served(app) as address:
+
+        def submit(**who: str) -> int:
+            headers = {**LINES, **{f"X-{name}": value for name, value in who.items()}}
+            return httpx.post(f"{address}/api/jobs", content=lines({"actor": "work"}, 1), headers=headers).status_code
+
+        slow = [Sender(address, {"actor": "work"}, b"X-Tenant: acme\r\n")]
+        assert wait_until(lambda: app.state.submitter._reading["acme"] == 1, 300)
+        assert (submit(Tenant="acme"), submit(Tenant="other"), submit()) == (503, 201, 201)
+        slow += [Sender(address, {"actor": "work"}) for _ in range(2)]
+        assert wait_until(lambda: app.state.submitter._reading[None] == 2, 300)
+        assert (submit(Tenant="other"), submit()) == (503, 503)
+        for sender in slow:
+            assert b" 201 " in sender.end()
+        assert submit(Tenant="acme") == 201
 
 
 def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette, small_chunks: None) -> None:
