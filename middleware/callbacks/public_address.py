@@ -71,9 +71,10 @@ class PublicBackend(httpcore.NetworkBackend):
         addresses = list(dict.fromkeys(str(place[4][0]) for place in found))
         allowed = [address for address in addresses if self._private or is_public(address)]
         if addresses and not allowed:
+            # Without the address: the error is shown to the tenant, who may have named a host of this network.
             raise NotPublic(
-                f"{host} is at {addresses[0]}, which is no public address; webhooks to such addresses need "
-                "CALLBOARD_WEBHOOK_PRIVATE=on where the workers run"
+                f"{host} is at no public address; webhooks to others need CALLBOARD_WEBHOOK_PRIVATE=on where the "
+                "workers run"
             )
         return allowed
 
