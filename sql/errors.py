@@ -40,17 +40,34 @@ class UserFunctionFailed(psycopg.DataError):
     """A function of the user's failed that a statement of ours has run, as by a trigger on one of our tables."""
 
 
-def of_users(error: psycopg.Error) -> psycopg.Error:
-    """Return an error of a trigger of the user's, which may be of any class, as UserFunctionFailed, which says where;
-    any other error as it is: what may pass is tried again, and what the data is to blame for says so.
+class UserFunctionWaits(psycopg.errors.LockNotAvailable):
+    """A function of the user's met what may pass: a server that it asks is away, say. It concerns the jobs whose rows
+    it is run for, as a lock of their rows does, and no others.
     """
-    if isinstance(error, (*TRANSIENT, *DATA_ERRORS)):
+
+
+def of_users(error: psycopg.Error) -> psycopg.Error:
+    """Return an error of a trigger of the user's, which may be of any class, as UserFunctionFailed, or as
+    UserFunctionWaits if it may pass; both say where. Return any other error as it is: that of a connection, of a lock,
+    or of what may pass when all is tried again; and what the data is to blame for says so.
+    """
+    passes = isinstance(error, TRANSIENT)
+    if isinstance(error, DATA_ERRORS) or (passes and _is_ours(error)):
         return error
     for line in (error.diag.context or "").splitlines():
         function = _function(line)
         if function is not None and function[0] != "callboard" and function[1] not in _our_functions():
-            return UserFunctionFailed(f"{error.diag.message_primary}; in {line}")
+            kind = UserFunctionWaits if passes else UserFunctionFailed
+            return kind(f"{error.diag.message_primary}; in {line}")
     return error
+
+
+def _is_ours(error: psycopg.Error) -> bool:
+    """Whether an error that may pass is no trigger's to answer for, whatever it met it in: a lock, a deadlock, a lost
+    connection, or a write that is too large.
+    """
+    locks = isinstance(error, psycopg.errors.LockNotAvailable) or (error.sqlstate or "").startswith("40")
+    return locks or is_connection_lost(error) or is_too_large(error)
 
 
 def _function(line: str) -> tuple[str | None, str] | None:

@@ -27,7 +27,7 @@ from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog, reason
 from callboard.middleware.process.process import Process
-from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_counter_drift, is_too_large
+from callboard.sql.errors import DATA_ERRORS, TRANSIENT, UserFunctionWaits, is_counter_drift, is_too_large
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Failure, JobControl, NewItem, Outgoing, Save
 from callboard.sql.writes import outcomes, saves
@@ -341,8 +341,8 @@ class Journal:
             return
         try:
             controls, busy = self._commit(entries)
-        except LockNotAvailable:
-            self._set_aside(entries)
+        except LockNotAvailable as error:
+            self._set_aside(entries, error)
         except DATA_ERRORS as error:
             if len(entries) > 1:
                 middle = len(entries) // 2
@@ -362,10 +362,11 @@ class Journal:
             locked.entries.append(entry)
         return locked is not None
 
-    def _set_aside(self, entries: Sequence[Entry]) -> None:
+    def _set_aside(self, entries: Sequence[Entry], error: LockNotAvailable) -> None:
         """Keep the outcomes of jobs that another transaction has locked, and record the others. If no job is locked any
-        more, a trigger of the user's may have waited for a lock: its job is found as the outcomes are recorded job by
-        job, and waits as a whole, since to look for the item would take a wait for each half.
+        more, a trigger of the user's may have waited for a lock, or for something else: its job is found as the
+        outcomes are recorded job by job, and waits as a whole, since to look for the item would take a wait for each
+        half.
         """
         holder = self._write_until_done(outcomes.longest_lock)
         locked, pause = self._locked_jobs(entries), 0.0
@@ -380,7 +381,8 @@ class Journal:
         with self._wake:
             again = self._looked + LOCKED_RETRY_SECONDS
             self._locked.update((job, LockedJob(again, not_before=self._looked + pause)) for job in locked)
-        _log_locked(TimeoutError(f"{_jobs(locked)} is locked, perhaps by {holder}"))
+        why = f": {error}" if isinstance(error, UserFunctionWaits) else f" is locked, perhaps by {holder}"
+        _log_locked(TimeoutError(f"{_jobs(locked)}{why}"))
         self._record(entries)
 
     def _look_at_locked(self) -> None:
@@ -411,8 +413,8 @@ class Journal:
         entry.fail(replace(found, message=f"it can't be recorded as it ended: {found.message}", traceback=""))
         try:
             controls, _ = self._commit([entry])
-        except LockNotAvailable:
-            self._set_aside([entry])
+        except LockNotAvailable as locked:
+            self._set_aside([entry], locked)
         except DATA_ERRORS:
             # Its message stays unacknowledged, so it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
@@ -503,7 +505,7 @@ class Journal:
             try:
                 self.process.write(lambda conn: self.store(conn, sends))
             except Exception as error:  # noqa: BLE001 — the senders get it
-                refused = isinstance(error, DATA_ERRORS) or is_too_large(error)
+                refused = isinstance(error, (*DATA_ERRORS, UserFunctionWaits)) or is_too_large(error)
                 final = refused or isinstance(error, (UncertainCommit, PoolTimeout))  # the senders waited for the pool
                 if not last and isinstance(error, TRANSIENT) and not final:
                     continue

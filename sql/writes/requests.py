@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
+from callboard.sql.errors import UserFunctionWaits
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
@@ -46,8 +47,8 @@ def action_transaction(conn: Conn) -> Iterator[None]:
     try:
         with transaction(conn, timings.ACTION_LOCK_WAIT_SECONDS):
             yield
-    except LockNotAvailable:
-        if conn.info.transaction_status != TransactionStatus.IDLE:
+    except LockNotAvailable as error:
+        if isinstance(error, UserFunctionWaits) or conn.info.transaction_status != TransactionStatus.IDLE:
             raise  # the outer action says it
         holder = longest_lock(conn)
         raise RowLocked(f"a row of the job is locked, perhaps by {holder}: try again when that has ended") from None

@@ -167,6 +167,24 @@ def test_a_trigger_of_the_users_that_waits_for_a_lock_holds_up_no_other_job(
     assert all(seen[2:])
 
 
+@pytest.mark.parametrize("code", ["08001", "HV00N", "53300", "58030", "57014"])
+def test_what_a_trigger_of_the_users_meets_that_may_pass_holds_up_no_other_job(
+    code: str, journal: FlushedJournal, conn: Conn, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when it asks another server, by a foreign table or by dblink, and that is away."""
+    job, other = make_job(conn, 8), make_job(conn, 8)
+    fault = f"IF NEW.job_id = {job} THEN RAISE 'the ledger is away' USING ERRCODE = '{code}'; END IF"
+    audit(conn, fault, "succeeded")
+    journal.flush([good(one, n) for one in (job, other) for n in range(8)])
+    assert wait_until(lambda: status(conn, other)["succeeded"] == 8, 60)
+    assert wait_until(lambda: f"job {job}: the ledger is away; in PL/pgSQL function audit()" in caplog.text, 60)
+    assert status(conn, job)["finished_at"] is None
+    conn.execute("DROP FUNCTION audit CASCADE")
+    assert journal.done(16)
+    assert status(conn, job)["succeeded"] == 8
+    assert drift(conn) == []
+
+
 def test_a_function_of_ours_in_the_search_path_is_not_taken_for_the_users(conn: Conn) -> None:
     job = make_job(conn, 1)
     conn.execute("SET search_path = callboard, public")
