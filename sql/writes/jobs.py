@@ -6,7 +6,7 @@ from contextlib import suppress
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import settings
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobControl, JobFacts, JobPage
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row
 
@@ -64,8 +64,10 @@ def queue_has_open_items(conn: Conn, queue: str) -> bool:
 
 
 def close_stopped(conn: Conn) -> list[int]:
-    """Close the jobs that are being stopped and run no item any more; return their ids."""
-    with suppress(LockNotAvailable):
+    """Close the jobs that are being stopped and run no item any more; return their ids. None is closed when another
+    transaction has locked one of their turns for `LOCK_WAIT_SECONDS`.
+    """
+    with suppress(LockNotAvailable), transaction(conn):  # a savepoint in that of an action, which goes on
         return fetch_ids(conn, "close_stopped")
     return []
 

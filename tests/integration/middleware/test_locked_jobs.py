@@ -32,7 +32,8 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
-from callboard.sql.writes import claims, jobs, outcomes, publishing, submission, sweep
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, submission, sweep
+from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import Delivered, RecordedAcks, make_attempt
 from tests.support.jobs import make_job, make_worker, record
@@ -315,6 +316,22 @@ def test_nothing_waits_for_a_turn_for_long(conn: Conn, database_url: str, monkey
     with locked(database_url, LOCK_TURNS, held):
         assert jobs.close_stopped(conn) == []
     assert jobs.close_stopped(conn) == [held]
+
+
+def test_a_job_is_cancelled_while_another_that_is_being_stopped_is_locked(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One transaction cancels the job, and closes both."""
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    held, job = make_job(conn, 1), make_job(conn, 1)
+    conn.execute(
+        "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) VALUES (%s, 0, 1, now(), false)", (held,)
+    )
+    jobs.stop_job(conn, held, "cancelled", None)
+    with locked(database_url, LOCK_TURNS, held):
+        actions.cancel(conn, job, Requester("python", "anna"))
+        stopped = "SELECT stopping IS NOT NULL OR finished_at IS NOT NULL FROM callboard.jobs WHERE id = %s"
+        assert conn.execute(stopped, (job,)).fetchone() == (True,)
 
 
 def test_the_lease_of_a_submission_holds_while_another_is_locked(
