@@ -34,6 +34,8 @@ _SIGNATURE = re.compile(r"""(?:("[^"]+"|[a-z_][a-z0-9_]*)\.)?("[^"]+"|[a-z_][a-z
 _QUOTED = re.compile(r"""["»«]\s?()(\w+)\s?["»«]""")
 #: A function that one of our migrations makes.
 _OURS = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION callboard\.(\w+)")
+#: What PgBouncer says of a statement for which it had no server. All that it says has the code of a protocol violation.
+_WAITED = re.compile(r"query_wait_timeout|server_login_retry|cannot connect to server")
 
 
 class UserFunctionFailed(psycopg.DataError):
@@ -84,6 +86,12 @@ def _our_functions() -> set[str]:
     """The names of our functions: one has no schema in a context if that is in the search path."""
     migrations = (Path(__file__).parent / "migrations").glob("*.sql")
     return {name for path in migrations for name in _OURS.findall(path.read_text("utf-8"))}
+
+
+def may_be_committed(error: psycopg.OperationalError) -> bool:
+    """Whether what failed may be committed all the same: the connection broke, or that of PgBouncer to the server."""
+    code = error.sqlstate
+    return code is None or (code.startswith("08") and not _WAITED.search(str(error)))
 
 
 def is_misconfigured(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ import psycopg
 
 from callboard.middleware.publish.transport import Unreachable
 from callboard.sql import timings
+from callboard.sql.errors import may_be_committed
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import sends
@@ -71,7 +72,7 @@ class SendLeases:
         try:
             yield list(joined)
         except psycopg.OperationalError as error:
-            lost = error.sqlstate is None  # perhaps in the COMMIT
+            lost = may_be_committed(error)
             raise
         finally:
             with self._lock:

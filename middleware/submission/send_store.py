@@ -10,6 +10,7 @@ import psycopg
 from callboard.middleware.journal.journal import Send, UncertainCommit
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.send_leases import SendLeases
+from callboard.sql.errors import may_be_committed
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes.sends import add_items, items_by_key, lock_for_keys, standing_job
@@ -83,7 +84,7 @@ class SendStore:
                     children=[send.child for send, _ in new], leases=leases,
                 )  # fmt: skip
         except psycopg.OperationalError as error:
-            if adding and error.sqlstate is None:
+            if adding and may_be_committed(error):
                 raise UncertainCommit("the connection broke while it was committed") from error
             raise
         return known, new, added

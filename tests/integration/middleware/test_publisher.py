@@ -6,15 +6,17 @@ from contextlib import nullcontext
 from typing import Any
 
 import dramatiq
+import psycopg
 import pytest
 
-from callboard.middleware.journal.journal import Send
+from callboard.middleware.journal.journal import Send, UncertainCommit
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish import relay as relay_module
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import Answer, Unpublishable, Unreachable
+from callboard.middleware.submission import send_store
 from callboard.middleware.submission.enqueue import new_item
 from callboard.middleware.submission.send_store import SendStore
 from callboard.sql import timings
@@ -210,6 +212,21 @@ def test_a_send_is_published_though_its_sender_gave_up(conn: Conn, process: Proc
     given_up = Send(new_item(message, job=0))
     SendStore(process, SendLeases(), published.append).store(conn, [given_up])
     assert [out.message_id for out in published] == [message.message_id]
+
+
+def test_a_send_that_may_be_committed_is_not_stored_again(
+    conn: Conn, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PgBouncer loses its connection to a server that has committed, and answers with a code of its own."""
+
+    def add_items(*given: Any, **options: Any) -> None:
+        sends.add_items(*given, **options)
+        raise psycopg.errors.ProtocolViolation("server conn crashed?")
+
+    monkeypatch.setattr(send_store, "add_items", add_items)
+    message: dramatiq.Message[None] = dramatiq.Message("default", "work", (), {}, {})
+    with pytest.raises(UncertainCommit):
+        SendStore(process, SendLeases(), lambda _: None).store(conn, [Send(new_item(message, job=0))])
 
 
 def test_an_error_of_something_else_leaves_the_leases_of_what_is_published(

@@ -157,15 +157,22 @@ def test_what_was_sent_under_a_lease_that_is_gone_is_not_published_from_here(
     assert (database.renewed, database.ended) == ([7], [])
 
 
-@pytest.mark.parametrize("error", [psycopg.OperationalError("in the COMMIT"), psycopg.errors.LockNotAvailable()])
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (psycopg.OperationalError("in the COMMIT"), True),
+        (psycopg.errors.ProtocolViolation("server conn crashed?"), True),  # PgBouncer says so
+        (psycopg.errors.ProtocolViolation("query_wait_timeout"), False),
+        (psycopg.errors.LockNotAvailable(), False),
+    ],
+)
 def test_a_lease_lapses_if_nobody_knows_what_was_stored_under_it(
-    error: psycopg.OperationalError, database: Database, leases: SendLeases
+    error: psycopg.OperationalError, lost: bool, database: Database, leases: SendLeases
 ) -> None:
     """The message may be stored, and its sender was told so: nobody here publishes it."""
     with pytest.raises(psycopg.OperationalError), leases.joining({1}):
         raise error
     leases.settle([OUT])
-    lost = error.sqlstate is None
     assert joined(leases, 1) == ([] if lost else [7])
     leases.maintain(NONE, closing=True)
     assert database.ended == ([] if lost else [7])
