@@ -15,6 +15,7 @@ from opentelemetry import context, trace
 from opentelemetry.propagate import extract, inject
 from opentelemetry.trace import Link, SpanKind, StatusCode
 
+from callboard.middleware.message.delivery import delivery_of
 from callboard.middleware.message.failure import describe
 from callboard.middleware.process.process import Stopping
 
@@ -62,7 +63,9 @@ class Spans(Middleware):
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Begin the span."""
-        attempt = message.delivery.attempt
+        delivery = delivery_of(message)
+        if delivery is None or (attempt := delivery.attempt) is None:
+            return
         parent, source = _read(message.options)
         if not source.is_valid and not attempt.standing:
             with suppress(Stopping):
@@ -81,15 +84,15 @@ class Spans(Middleware):
         # The others of a batch begin inside the first.
         leads = not trace.get_current_span().get_span_context().is_valid
         token = context.attach(trace.set_span_in_context(span, parent)) if leads else None
-        message.delivery.span = span, token
+        delivery.span = span, token
 
     def after_process_message(
         self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
         exception: BaseException | None = None,
     ) -> None:  # fmt: skip
         """End the span: with an error, if the attempt failed."""
-        delivery = message.delivery
-        if delivery.span is None:
+        delivery = delivery_of(message)
+        if delivery is None or delivery.span is None:
             return
         (span, token), delivery.span = delivery.span, None
         if token is not None:

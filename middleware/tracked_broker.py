@@ -11,6 +11,7 @@ from dramatiq.errors import QueueJoinTimeout
 
 from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.message import stamp
+from callboard.middleware.message.delivery import delivery_of
 from callboard.middleware.publish.transport import publishing
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.enqueue import comes_off_delay_queue
@@ -103,4 +104,7 @@ def _is_silent(signal: str, args: tuple[Any, ...]) -> bool:
     """
     if signal == "enqueue":
         return publishing.get()
-    return signal in ("skip_message", "ack", "nack") and args[0].delivery.dropped
+    if signal not in ("skip_message", "ack", "nack"):
+        return False
+    delivery = delivery_of(args[0])
+    return delivery is not None and delivery.dropped

@@ -26,7 +26,7 @@ from callboard.middleware.attempts.outcome import Postpone, decide
 from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.journal import metrics
 from callboard.middleware.message.attempt import Attempt, current_attempt
-from callboard.middleware.message.delivery import Delivery, release
+from callboard.middleware.message.delivery import Delivery, attempt_of, delivery_of, release
 from callboard.middleware.message.envelope import is_name, timestamp_ms
 from callboard.middleware.message.failure import describe, text_of
 from callboard.middleware.message.stamp import Stamp
@@ -111,7 +111,9 @@ class Tracking(Middleware):
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Begin the attempt that the message carries; raises Discard when it must not run."""
-        delivery: Delivery = message.delivery
+        delivery = delivery_of(message)
+        if delivery is None:
+            return
         delivery.seen = True
         delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is None:
@@ -141,7 +143,7 @@ class Tracking(Middleware):
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """End the attempt if an interrupt in another hook kept `after_process_message` from it."""
-        if message.delivery.attempt is not None:
+        if attempt_of(message) is not None:
             self._end(broker, message, exception=sys.exc_info()[1] or RuntimeError("a hook broke off"))
 
     def requeue_without_actor(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
@@ -150,8 +152,8 @@ class Tracking(Middleware):
 
         Runs in the consumer's thread, which must not block.
         """
-        delivery: Delivery = message.delivery
-        if not delivery.seen and delivery.stamp and delivery.begin():
+        delivery = delivery_of(message)
+        if delivery and not delivery.seen and delivery.stamp and delivery.begin():
             delivery.seen = delivery.aside = delivery.dropped = True
             self._side_thread.run(partial(self._requeue, broker, message, delivery, delivery.stamp))
 
@@ -177,7 +179,7 @@ class Tracking(Middleware):
         skip: str | None = None, postpone: Postpone | None = None,
     ) -> None:  # fmt: skip
         """End the message's attempt, if it has one that has not ended, and set whether the message has failed."""
-        attempt: Attempt | None = message.delivery.attempt
+        attempt = attempt_of(message)
         if attempt is None:
             return
         current_attempt.set(None)
@@ -286,7 +288,7 @@ class Returned(Middleware):
         exception: BaseException | None = None,
     ) -> None:  # fmt: skip
         """Note a success, which stays one when a time limit strikes in a later hook."""
-        attempt: Attempt | None = message.delivery.attempt
+        attempt = attempt_of(message)
         if attempt is not None and attempt.hooks:
             attempt.struck = True
         elif attempt is not None:
@@ -296,8 +298,8 @@ class Returned(Middleware):
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Note that the actor is done: hooks send what is sent from now on."""
-        if message.delivery.attempt is not None:
-            message.delivery.attempt.hooks = True
+        if (attempt := attempt_of(message)) is not None:
+            attempt.hooks = True
 
 
 def order_middleware(broker: dramatiq.Broker, tracking: Tracking) -> None:

@@ -76,6 +76,20 @@ class Delivery:
             release([(self, failed)])
 
 
+def delivery_of(message: Any) -> Delivery | None:
+    """Return the delivery of a message; None if no consumer delivered it.
+
+    A broker of the app's may run an actor where it is sent, as brokers for tests do; nothing of that is recorded.
+    """
+    return getattr(message, "delivery", None)
+
+
+def attempt_of(message: Any) -> "Attempt | None":
+    """Return the attempt that a message carries, until it ends."""
+    delivery = delivery_of(message)
+    return None if delivery is None else delivery.attempt
+
+
 def release(deliveries: Iterable[tuple[Delivery, bool]]) -> None:
     """Acknowledge these deliveries, or reject those with True; one call for each connection."""
     by_connection: dict[Acks, tuple[list[Tag], list[Tag]]] = {}

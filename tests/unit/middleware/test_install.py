@@ -1,13 +1,17 @@
-"""What `install` says of a broker that nobody named."""
+"""What `install` says of a broker that nobody named, and what it lets a broker of an app's own do."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import dramatiq
 import pytest
+from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker
 
-from callboard.middleware.install import make_broker
+from callboard.middleware.install import install, make_broker
 from callboard.middleware.ping import PING, add_ping
+from callboard.middleware.spans import Spans
 from callboard.sql.pool import broker_addresses
 
 
@@ -42,3 +46,37 @@ def test_the_ping_of_a_worker_declares_no_queue() -> None:
     add_ping(broker)
     assert list(broker.actors) == [PING]
     assert broker.queues == {}
+
+
+class EagerBroker(StubBroker):
+    """Runs an actor where it is sent, with the hooks of a worker, as brokers for tests do."""
+
+    def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> dramatiq.Message[Any]:
+        proxy = MessageProxy(message)
+        try:
+            self.emit_before("process_message", proxy)
+            self.emit_after("process_message", proxy, result=self.actors[message.actor_name](*message.args))
+        except dramatiq.middleware.SkipMessage:
+            self.emit_after("skip_message", proxy)
+        for signal in ("nack", "ack"):
+            self.emit_before(signal, proxy)
+            self.emit_after(signal, proxy)
+        return message
+
+
+def test_a_broker_that_runs_actors_where_they_are_sent_is_let_alone(caplog: pytest.LogCaptureFixture) -> None:
+    broker = install(EagerBroker(), database_url="postgresql://nobody@127.0.0.1:1/none")
+    broker.add_middleware(Spans())
+    ran = []
+
+    @dramatiq.actor(broker=broker)
+    def work(number: int) -> None:
+        ran.append(number)
+        if number == 0:
+            raise dramatiq.middleware.SkipMessage("the last one")
+        work.send(number - 1)
+
+    work.send(2)
+    assert ran == [2, 1, 0]
+    assert caplog.records == []
+    broker.close()
