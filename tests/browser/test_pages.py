@@ -39,7 +39,7 @@ SCHEMES: Sequence[tuple[Literal["light", "dark"], dict[str, Any]]] = (
     ("dark", {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}),
 )
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
-#: What is wrong. Of what passes axe describes one node, not all, which took a fifth of the processor time.
+#: What is wrong. Of what passes axe describes one node, not all, which took a sixth of the processor time.
 VIOLATIONS = "rules => axe.run({...rules, resultTypes: ['violations']}).then(found => found.violations)"
 
 
