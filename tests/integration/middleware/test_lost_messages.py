@@ -9,7 +9,7 @@ from callboard.middleware.publish.transport import Unreachable
 from callboard.middleware.sweep import lost_messages
 from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.sql.pool import Conn, connect
-from callboard.sql.statements import statement
+from callboard.sql.statements import statement, with_timings
 from callboard.sql.writes import publishing, sweep
 from callboard.sql.writes.workers import beat
 from tests.support.jobs import make_job, make_worker, publish, record, run, send
@@ -248,7 +248,7 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
     lost_messages = {"job": [job], "item": list(range(19_000, 19_500)), "attempt": [1] * 500, "holder": LEADER}
     for name, parameters in (("unheld_items", some), ("republish", lost_messages)):
         explain = b"EXPLAIN " + statement(name).encode()
-        plan = "\n".join(row[0] for row in conn.execute(explain, parameters))
+        plan = "\n".join(row[0] for row in conn.execute(explain, with_timings(parameters)))
         assert "Seq Scan on items" not in plan
         assert "items_pkey" in plan
 
@@ -273,7 +273,7 @@ def test_what_workers_hold_is_unpacked_once(conn: Conn) -> None:
     lost_messages = {"job": [job], "item": list(range(1_000)), "attempt": [1] * 1_000, "holder": LEADER}
     for name, parameters in (("unheld_items", ranges), ("republish", lost_messages)):
         explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement(name).encode()
-        row = conn.execute(explain, parameters).fetchone()
+        row = conn.execute(explain, with_timings(parameters)).fetchone()
         assert row is not None
         assert row[0][0]["Plan"]["Shared Hit Blocks"] < 20_000
 
