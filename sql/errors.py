@@ -34,8 +34,9 @@ _SIGNATURE = re.compile(r"""(?:("[^"]+"|[a-z_][a-z0-9_]*)\.)?("[^"]+"|[a-z_][a-z
 _QUOTED = re.compile(r"""["»«]\s?()(\w+)\s?["»«]""")
 #: A function that one of our migrations makes.
 _OURS = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION callboard\.(\w+)")
-#: What PgBouncer says of a statement for which it had no server. All that it says has the code of a protocol violation.
-_WAITED = re.compile(r"query_wait_timeout|server_login_retry|cannot connect to server")
+#: What PgBouncer (1.18 to 1.25) says of a statement for which it had no server. It cuts a text after 127 bytes, so what
+#: stands behind a reason may be missing. Nearly all that it says has the code of a protocol violation.
+_WAITED = re.compile(r"query_(wait_)?timeout|server login (has been failing|failed)|server shutting down")
 
 
 class UserFunctionFailed(psycopg.DataError):

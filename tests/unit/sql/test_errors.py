@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from callboard.sql.errors import UserFunctionFailed, is_connection_lost, is_misconfigured, of_users
+from callboard.sql.errors import UserFunctionFailed, is_connection_lost, is_misconfigured, may_be_committed, of_users
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,25 @@ def test_a_lost_connection_is_told_from_other_errors(error: Exception, lost: boo
 )
 def test_what_somebody_has_to_repair_is_told_from_refused_data(error: Exception, misconfigured: bool) -> None:
     assert is_misconfigured(error) is misconfigured
+
+
+@pytest.mark.parametrize(
+    ("said", "unknown"),
+    [
+        ("server conn crashed?", True),
+        ("query timeout", True),  # of the server
+        ("query_timeout", False),
+        ("query_wait_timeout", False),
+        ("server shutting down", False),
+        ("server login has been failing, try again later (server_login_retry)", False),
+        ("server login failed: wrong password type", False),
+        # Cut off.
+        ("server login has been failing, cached error: remaining connection slots are reserved for roles with", False),
+    ],
+)
+def test_what_pgbouncer_says_of_a_statement_that_got_no_server_is_known(said: str, *, unknown: bool) -> None:
+    """By its versions 1.18 to 1.25: such a statement is not committed."""
+    assert may_be_committed(psycopg.errors.ProtocolViolation(said)) is unknown
 
 
 class Undefined(psycopg.errors.UndefinedTable):
