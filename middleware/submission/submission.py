@@ -2,7 +2,6 @@
 
 import logging
 import math
-import threading
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,10 +81,12 @@ def store_rows(
         try:
             for chunk in _chunks(rows, chunk_seconds, pause):
                 storing.result()
-                large = reads_on and len(chunk) >= LARGE_CHUNK_ITEMS
-                if large and threading.main_thread().is_alive():  # no pool takes anything when Python ends
-                    storing = thread.submit(copy_context().run, store, start, chunk)
-                else:
+                if reads_on and len(chunk) >= LARGE_CHUNK_ITEMS:
+                    try:
+                        storing = thread.submit(copy_context().run, store, start, chunk)
+                    except RuntimeError:  # no pool takes anything when Python ends
+                        reads_on = False
+                if not reads_on or len(chunk) < LARGE_CHUNK_ITEMS:
                     store(start, chunk)
                 start += len(chunk)
         finally:

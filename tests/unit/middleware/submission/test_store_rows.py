@@ -36,6 +36,18 @@ def test_the_next_chunk_is_read_while_one_is_stored() -> None:
     assert stored == [(0, 4, True), (4, 4, True), (8, 2, True)]
 
 
+def test_a_chunk_that_no_pool_takes_is_stored_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When Python ends, pools take nothing any more, since 3.12 before its main thread counts as ended."""
+    monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
+    stored = list[tuple[int, int, bool]]()
+
+    def store(start: int, rows: list[Row]) -> None:
+        stored.append((start, len(rows), threading.current_thread() is threading.main_thread()))
+
+    submission.store_rows(encode_all(range(10)), 0, store, reads_on=True)
+    assert stored == [(0, 4, True), (4, 4, True), (8, 2, True)]
+
+
 def test_an_error_of_the_source_comes_when_the_chunk_before_is_stored() -> None:
     failed, stored = threading.Event(), list[int]()
 
