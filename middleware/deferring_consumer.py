@@ -40,9 +40,11 @@ class DeferringConsumer(Consumer):
         self._tags = count()
         self._closed = False
         self._side_thread = SideThread("acks")
-        self._broker: Any = getattr(consumer, "broker", None)
+        self._broker: Any = getattr(consumer, "broker", object())
         #: Seconds after which Redis takes a worker for dead that it has not heard of; None for other brokers.
-        self._silence = getattr(self._broker, "heartbeat_timeout", 0) / 1000 or None
+        self._silence: float | None = None
+        if hasattr(self._broker, "maintenance_chance"):
+            self._silence = self._broker.heartbeat_timeout / 1000
         self._maintained_at = time.monotonic()
         self._consumers.acks.add(self)
 

@@ -123,6 +123,16 @@ def test_a_redis_that_goes_away_meanwhile_is_a_lost_connection() -> None:
     assert stock.broker.maintenance_chance == 1_000
 
 
+@pytest.mark.parametrize("heartbeat", [None, 1])
+def test_a_broker_of_the_apps_may_have_heartbeats_of_its_own(heartbeat: int | None) -> None:
+    stock: Any = StockConsumer(1)
+    stock.broker = SimpleNamespace(heartbeat_timeout=heartbeat)
+    deferring = Deferring(stock)
+    deferring.consumer._maintained_at -= 31.0
+    assert next(deferring.consumer) is None
+    assert [message.delivery.redelivered for message in deferring.messages] == [False]
+
+
 @pytest.mark.parametrize(("age", "claimed"), [(10.0, False), (31.0, True)])
 def test_an_old_message_of_redis_may_come_for_the_second_time(age: float, *, claimed: bool) -> None:
     """Its broker requeues what a worker has in hand that it has not heard of for a minute, and does not say so."""
