@@ -368,8 +368,10 @@ class Journal:
         outcomes are recorded job by job, and waits as a whole, since to look for the item would take a wait for each
         half.
         """
-        holder = self._write_until_done(outcomes.longest_lock)
-        locked, pause = self._locked_jobs(entries), 0.0
+        locked, pause, why = set[int](), 0.0, f": {error}"
+        if not isinstance(error, UserFunctionWaits):
+            why = f" is locked, perhaps by {self._write_until_done(outcomes.longest_lock)}"
+            locked = self._locked_jobs(entries)
         jobs = {entry.attempt.job for entry in entries}
         if not locked and len(jobs) > 1:
             for job in sorted(jobs):
@@ -381,7 +383,6 @@ class Journal:
         with self._wake:
             again = self._looked + LOCKED_RETRY_SECONDS
             self._locked.update((job, LockedJob(again, not_before=self._looked + pause)) for job in locked)
-        why = f": {error}" if isinstance(error, UserFunctionWaits) else f" is locked, perhaps by {holder}"
         _log_locked(TimeoutError(f"{_jobs(locked)}{why}"))
         self._record(entries)
 

@@ -199,7 +199,7 @@ class Heartbeat:
         controls = workers.job_controls(conn, timings.CONTROLS_SECONDS if recent else None)
         self.apply_controls(controls)
         if any(control.stopping for control in controls):
-            jobs.close_stopped(conn)
+            jobs.try_close_stopped(conn)
 
 
 def _turn(due: DueWork) -> float:

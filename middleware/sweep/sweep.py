@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +22,7 @@ from callboard.middleware.publish.transport import Transport
 from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.middleware.sweep.retention import Retention
 from callboard.sql import timings
-from callboard.sql.errors import TRANSIENT, is_misconfigured
+from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_misconfigured
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobPage, Lease
 from callboard.sql.writes import claims, jobs, sends, stages, submission, sweep, workers
@@ -151,7 +150,7 @@ class Sweep:
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
             yield from (_rescue_dead, sweep.drop_unheld_running, _stop_abandoned)
         yield from (_queue_lapsed_sends, sweep.analyze_grown_tables)
-        yield from (_seal_standing, _stop_late, jobs.close_stopped, stages.update_parents)
+        yield from (_seal_standing, _stop_late, _close_stopped, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
             yield from (self._look_at_jobs, sweep.drop_messages_of_ended_jobs, claims.make_postponed_due)
@@ -215,14 +214,25 @@ def _end_frozen_copies(conn: Conn) -> None:
 
 
 def _seal_standing(conn: Conn) -> None:
-    for job in sweep.standing_jobs_to_seal(conn):
-        with suppress(LockNotAvailable), transaction(conn, timings.LOCK_WAIT_SECONDS):
+    def seal(conn: Conn, job: int) -> None:
+        with transaction(conn, timings.LOCK_WAIT_SECONDS):
             submission.seal_job(conn, job)
+
+    _run(conn, [partial(seal, job=job) for job in sweep.standing_jobs_to_seal(conn)])
 
 
 def _stop_late(conn: Conn) -> None:
     for job in jobs.stop_overdue_jobs(conn):
         log.warning("job %d is stopped: its deadline passed", job)
+
+
+def _close_stopped(conn: Conn) -> None:
+    """Close the jobs that are being stopped: each alone, if one of them can't be closed."""
+    try:
+        jobs.close_stopped(conn)
+    except (*DATA_ERRORS, LockNotAvailable):
+        stopping = [control.job for control in workers.job_controls(conn) if control.stopping]
+        _run(conn, [partial(jobs.close_stopped, page=JobPage(job - 1, job)) for job in stopping])
 
 
 def _stop_without_actor(conn: Conn, page: JobPage) -> None:

@@ -164,10 +164,10 @@ SELECT EXISTS (
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (CONTROLS_HEARD_SECONDS), or nothing was ever published and no publisher is at
 -- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
--- Caller: actions.cancel, the heartbeat, the sweep. Rows: (id). Lock order: as of `stop_overdue_jobs`.
+-- Caller: actions.cancel, stages, the heartbeat, the sweep. Rows: (id). Lock order: as of `stop_overdue_jobs`.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
-    WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
+    WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL AND {of_page}
       AND (j.control_at < clock_timestamp() - make_interval(secs => %(CONTROLS_HEARD_SECONDS)s)
            OR j.published = 0 AND j.publish_until IS NULL
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)

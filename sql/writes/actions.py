@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
-from callboard.sql.rows import StageRow
+from callboard.sql.rows import JobPage, StageRow
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_one, fetch_value, required
 from callboard.sql.writes import jobs, retention, stages, submission
@@ -40,12 +40,14 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
     """
     check_text("reason", reason, MAX_REASON_CHARACTERS)
     with action_transaction(conn):
-        if stages.stop_parent(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
+        found = _lock_stages(conn, job, by)
+        if stages.stop_parent(conn, job, found, "cancelled", reason):
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         else:
             check(conn, job, by, "cancel")
         # While its row is locked: it passes by one that a publisher locks next, and with no worker nobody looks again.
-        jobs.close_stopped(conn)
+        for one in (job, *(stage.id for stage in found)):
+            jobs.try_close_stopped(conn, JobPage(one - 1, one))
     stages.update_parents(conn)
 
 

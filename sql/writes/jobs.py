@@ -6,6 +6,7 @@ from contextlib import suppress
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import settings
+from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobControl, JobFacts, JobPage
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row
@@ -63,12 +64,19 @@ def queue_has_open_items(conn: Conn, queue: str) -> bool:
     return bool(fetch_value(conn, "queue_has_open_items", queue=queue))
 
 
-def close_stopped(conn: Conn) -> list[int]:
-    """Close the jobs that are being stopped and run no item any more; return their ids. None is closed when another
-    transaction has locked one of their turns for `LOCK_WAIT_SECONDS`.
+def close_stopped(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
+    """Close the jobs that are being stopped and run no item any more; return their ids.
+
+    Raises LockNotAvailable when another transaction has locked one of their turns for `LOCK_WAIT_SECONDS`, and
+    DATA_ERRORS when a trigger of the user's refuses one: then none is closed.
     """
-    with suppress(LockNotAvailable), transaction(conn):  # a savepoint in that of an action, which goes on
-        return fetch_ids(conn, "close_stopped")
+    return fetch_ids(conn, "close_stopped", **page._asdict())
+
+
+def try_close_stopped(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
+    """As `close_stopped`, but return nothing if that raises one of these: the sweep closes the others, and says why."""
+    with suppress(LockNotAvailable, *DATA_ERRORS), transaction(conn):  # a savepoint in that of an action, which goes on
+        return close_stopped(conn, page)
     return []
 
 

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import timings
-from callboard.sql.errors import DATA_ERRORS
+from callboard.sql.errors import DATA_ERRORS, UserFunctionWaits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import execute, fetch_ids, fetch_value
 from callboard.sql.writes.outcomes import longest_lock
@@ -122,9 +122,8 @@ def _set_aside(conn: Conn, job: int, error: psycopg.Error, lock_wait: float) -> 
     if isinstance(error, psycopg.IntegrityError):
         advice = "; declare the foreign key ON DELETE CASCADE, or delete those rows"
     if isinstance(error, LockNotAvailable):
-        pause, why = (
-            LOCKED_PAUSE_SECONDS,
-            f"a row that refers to it, or one of its own, is locked, perhaps by {longest_lock(conn)}",
-        )
+        pause = LOCKED_PAUSE_SECONDS
+        if not isinstance(error, UserFunctionWaits):
+            why = f"a row that refers to it, or one of its own, is locked, perhaps by {longest_lock(conn)}"
     reason = f"it can't be deleted: {why}{advice}"
     execute(conn, "set_aside", job=job, reason=reason, pause=pause, lock_wait=lock_wait)

@@ -77,7 +77,7 @@ def update_parents(conn: Conn) -> None:
                     execute(conn, "forget_stage_changes", parent=parent)
                     update_parent(conn, parent)
         if found:
-            jobs.close_stopped(conn)
+            jobs.try_close_stopped(conn)
 
 
 def update_parent(conn: Conn, parent: int) -> None:
@@ -155,7 +155,7 @@ def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, An
         if holds_claim(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
             note_action(conn, making.parent, Requester("worker", f"worker {making.worker}"), "fail", detail)
         release_claim(conn, making)
-    jobs.close_stopped(conn)
+    jobs.try_close_stopped(conn)
     update_parents(conn)
 
 

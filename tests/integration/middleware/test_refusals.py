@@ -16,15 +16,19 @@ from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
+from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewItem, Retry, Running
-from callboard.sql.writes import claims, outcomes, workers
+from callboard.sql.writes import actions, claims, jobs, outcomes, sends, workers
+from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_worker, run, status
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
+
+ANNA = Requester("python", "anna")
 
 CHILD = NewItem(0, "work", "default", "m", b"{}", None, 0)
 
@@ -183,6 +187,68 @@ def test_what_a_trigger_of_the_users_meets_that_may_pass_holds_up_no_other_job(
     assert journal.done(16)
     assert status(conn, job)["succeeded"] == 8
     assert drift(conn) == []
+
+
+def test_the_job_that_waits_for_a_function_of_the_users_is_found_while_others_are_locked(
+    journal: FlushedJournal, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many are for moments beside load."""
+    job, other = make_job(conn, 1), make_job(conn, 1)
+    audit(conn, "RAISE 'the ledger is away' USING ERRCODE = '08001'", "succeeded", f"NEW.job_id = {job}")
+    monkeypatch.setattr(outcomes, "locked_jobs", lambda *_: {other})
+    journal.flush([good(job, 0), good(other, 0)])
+    assert wait_until(lambda: status(conn, other)["succeeded"] == 1, 60)
+    assert wait_until(lambda: f"job {job}: the ledger is away" in caplog.text, 60)
+    assert f"job {other}" not in caplog.text
+    conn.execute("DROP FUNCTION audit CASCADE")
+
+
+def audit_job(conn: Conn, job: int, code: str, when: str) -> None:
+    """A trigger that keeps this job from being written."""
+    conn.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE 'it is under audit' USING ERRCODE = '{code}'; END $$".encode()
+    )
+    conn.execute(
+        "CREATE TRIGGER audit BEFORE UPDATE ON callboard.jobs FOR EACH ROW"
+        f" WHEN (NEW.id = {job} AND {when}) EXECUTE FUNCTION audit()".encode()
+    )
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_a_job_that_a_trigger_of_the_users_keeps_from_closing_holds_up_no_other(
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that is cancelled meanwhile, nor one that waits for the sweep, which says why."""
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    kept, waiting, cancelled = (make_job(conn, 1) for _ in range(3))
+    audit_job(conn, kept, code, "NEW.finished_at IS NOT NULL")
+    actions.cancel(conn, kept, ANNA)
+    assert status(conn, kept)["finished_at"] is None
+    jobs.stop_job(conn, waiting, "cancelled", None)
+    actions.cancel(conn, cancelled, ANNA)
+    assert status(conn, cancelled)["state"] == "cancelled"
+    unused: Any = None
+    Sweep(unused, unused).round(conn)
+    assert status(conn, waiting)["state"] == "cancelled"
+    assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
+    conn.execute("DROP FUNCTION audit CASCADE")
+    assert jobs.close_stopped(conn) == [kept]
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_a_standing_job_that_a_trigger_of_the_users_keeps_open_holds_up_no_other(
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At midnight the sweep seals those of all actors."""
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    kept, others = sends.standing_job(conn, "kept", "default"), [sends.standing_job(conn, n, "default") for n in "ab"]
+    conn.execute("UPDATE callboard.jobs SET standing_on = standing_on - 1")
+    audit_job(conn, kept, code, "NEW.sealed")
+    unused: Any = None
+    Sweep(unused, unused).round(conn)
+    assert conn.execute("SELECT id FROM callboard.jobs WHERE sealed ORDER BY id").fetchall() == [(n,) for n in others]
+    assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
 
 
 def test_a_function_of_ours_in_the_search_path_is_not_taken_for_the_users(conn: Conn) -> None:

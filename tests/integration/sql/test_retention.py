@@ -421,21 +421,27 @@ def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
     assert deletion.jobs_set_aside(conn, [kept]) == {}
 
 
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("INSERT INTO dropped_table VALUES (OLD.id)", 'relation "dropped_table" does not exist'),
+        ("RAISE 'the ledger is away' USING ERRCODE = '08001'", "the ledger is away"),
+    ],
+)
 def test_a_job_that_a_trigger_with_a_fault_keeps_is_set_aside_and_others_go(
-    conn: Conn, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    statement: str, fault: str, conn: Conn, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "BUDGET_SECONDS", 300.0)
     kept, plain = (ended(conn, name=name, days=40) for name in ("kept", "plain"))
     conn.execute(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN INSERT INTO dropped_table VALUES (OLD.id); RETURN OLD; END $$"
+        f"CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN OLD; END $$".encode()
     )
     conn.execute(
         "CREATE TRIGGER note BEFORE DELETE ON callboard.jobs FOR EACH ROW WHEN (OLD.name = 'kept')"
         " EXECUTE FUNCTION note()"
     )
-    fault = 'relation "dropped_table" does not exist; in PL/pgSQL function note() line 1 at SQL statement'
-    why = f"it can't be deleted: {fault}"
+    at = "RAISE" if statement.startswith("RAISE") else "SQL statement"
+    why = f"it can't be deleted: {fault}; in PL/pgSQL function note() line 1 at {at}"
     Retention(30 * DAY).round(conn)
     assert deletion.jobs_set_aside(conn, [kept, plain]) == {kept: why}
     assert deletion.deleted_jobs(conn, aside=True) == [kept]
