@@ -16,6 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from callboard.commands import server as servers
 from callboard.commands.services.child_process import wait_until
@@ -41,12 +42,12 @@ def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[ht
 
 
 @contextmanager
-def served(app: Starlette, port: int = 0, *, root_path: str = "") -> Iterator[str]:
-    """Serve the app in a thread for a block; yields its address. `root_path`: see uvicorn's option."""
+def served(app: ASGIApp, port: int = 0, **options: Any) -> Iterator[str]:
+    """Serve the app in a thread for a block; yields its address. `options`: more of uvicorn's."""
     with servers.listen("127.0.0.1", port) as listener:
         # A client keeps an idle connection for five seconds, as uvicorn does: it must not end while it is used again.
         config = uvicorn.Config(
-            app, log_level="warning", root_path=root_path, timeout_graceful_shutdown=2, timeout_keep_alive=300
+            app, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=300, **options
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

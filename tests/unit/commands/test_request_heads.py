@@ -1,22 +1,21 @@
 """A client that never finishes the head of its request does not keep its connection."""
 
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
 
 from callboard.commands import request_heads
 from callboard.commands.request_heads import TimedHeads
-from callboard.commands.server import listen
+from tests.support.webapp import served
 
 TIMEOUT = 300.0
 HEAD = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 4\r\n\r\n"
 
 
-async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
+async def echo(scope: Any, receive: Any, send: Any) -> None:
     assert scope["type"] == "http"
     body = b""
     while len(body) < len(b"body"):
@@ -28,13 +27,8 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(request_heads, "HEAD_SECONDS", 0.2)
-    server = uvicorn.Server(uvicorn.Config(echo, log_level="error", lifespan="off", http=TimedHeads))
-    listener = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(TIMEOUT)
+    with served(echo, http=TimedHeads) as address:
+        yield urlsplit(address).port or 0
 
 
 def connect(port: int) -> socket.socket:
