@@ -110,16 +110,16 @@ class Relay:
         self.backlogs.count_messages(out.queue for out in sent)
 
     def settle(self, conn: Conn) -> None:
-        """Delete the rows of confirmed messages whose jobs other transactions had locked. Those of jobs that still are
-        locked are claimed for longer, until it has ended.
+        """Delete the rows of confirmed messages whose jobs other transactions had locked. Those that still can't be
+        deleted are claimed for longer.
         """
         self.settle_at = math.inf
         if not self._locked:
             return
         free, self._locked = _split(conn, self._locked)
-        publishing.renew_outbox(conn, self._locked)
         self._put_off([])
         self._delete(conn, free)
+        publishing.renew_outbox(conn, self._locked)
 
     def _delete(self, conn: Conn, sent: Sequence[Outgoing]) -> None:
         """Delete the rows of confirmed messages; put off those of jobs that another transaction has locked."""
@@ -127,10 +127,12 @@ class Relay:
             publishing.confirm_outbox(conn, sent)
         except LockNotAvailable:
             free, locked = _split(conn, [replace(out, args=b"", options=None) for out in sent])
-            try:
-                publishing.confirm_outbox(conn, free)
-            except LockNotAvailable:
-                locked += free
+            for _, found in groupby(sorted(free, key=lambda out: out.job), lambda out: out.job):
+                of_job = list(found)
+                try:
+                    publishing.confirm_outbox(conn, of_job)
+                except LockNotAvailable:  # perhaps of a trigger of the user's
+                    locked += of_job
             self._put_off(locked)
 
     def _put_off(self, locked: Sequence[Outgoing]) -> None:

@@ -140,7 +140,7 @@ class Writers(ConcurrentWriters):
         for job, leases in sends.lapsed_send_leases(conn):
             sends.queue_lapsed_sends(conn, job, leases)
         jobs.stop_overdue_jobs(conn)
-        jobs.close_stopped(conn)
+        jobs.try_close_stopped(conn)
         assert jobs.close_jobs(conn) == []
         sweep.sample_jobs(conn)
         sweep.drop_messages_of_ended_jobs(conn)
@@ -201,7 +201,7 @@ class Writers(ConcurrentWriters):
         self.act(conn, job, "cancel")
         with conn.transaction():
             conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE id = %s", (job,))
-        jobs.close_stopped(conn)
+        jobs.try_close_stopped(conn)
         self.act(
             conn, job, "retry", RetrySelection(chance.choice((("failed", "cancelled"), ("cancelled",), ("failed",))))
         )
@@ -229,7 +229,7 @@ class Writers(ConcurrentWriters):
         self.sent = []
         for dead in workers.dead_workers(conn):
             rescue(conn, dead)
-        jobs.close_stopped(conn)
+        jobs.try_close_stopped(conn)
         claims.make_postponed_due(conn)
         self.publish(conn, chance)
         now = time.monotonic()

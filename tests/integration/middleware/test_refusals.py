@@ -1,6 +1,7 @@
 """Errors of a flush: bad data fails its own item, drifted counters are repaired, any other write is tried again."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +17,20 @@ from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
+from callboard.middleware.publish.backlog import QueueBacklogs
+from callboard.middleware.publish.relay import Relay
+from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewItem, Retry, Running
-from callboard.sql.writes import actions, claims, jobs, outcomes, sends, workers
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, sends, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, make_job, make_worker, run, status
+from tests.support.jobs import BAD, make_job, make_worker, record, run, status
 from tests.support.process_parts import RecordedAttempts, process_on
+from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
@@ -234,6 +239,26 @@ def test_a_job_that_a_trigger_of_the_users_keeps_from_closing_holds_up_no_other(
     assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
     conn.execute("DROP FUNCTION audit CASCADE")
     assert jobs.close_stopped(conn) == [kept]
+
+
+def test_what_is_published_of_a_job_that_waits_for_a_function_of_the_users_is_settled_later(conn: Conn) -> None:
+    """Those of other jobs are settled, and nobody publishes the messages of that job again."""
+    transport = StubTransport()
+    relay = Relay(transport, QueueBacklogs(transport), SendLeases())
+    kept, other = make_job(conn, 1), make_job(conn, 1)
+    for job in (kept, other):
+        record(conn, job, {"retrying": [0]}, delay=0.0)
+    audit_job(conn, kept, "08001", "true")
+    left = "SELECT job_id, claimed_until > now() + interval '7 s' FROM callboard.outbox"
+    assert relay.publish_outbox(conn, publishing.claim_outbox(conn, 10)) == 2
+    assert conn.execute(left).fetchall() == [(kept, True)]
+    conn.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 s'")
+    relay.settle(conn)
+    assert conn.execute(left).fetchall() == [(kept, True)]
+    conn.execute("DROP FUNCTION audit CASCADE")
+    relay.settle(conn)
+    assert conn.execute(left).fetchall() == []
+    assert relay.settle_at == math.inf
 
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
