@@ -51,8 +51,8 @@ class UserFunctionWaits(psycopg.errors.LockNotAvailable):
 
 def of_users(error: psycopg.Error) -> psycopg.Error:
     """Return an error of a trigger of the user's, which may be of any class, as UserFunctionFailed, or as
-    UserFunctionWaits if it may pass; both say where. Return any other error as it is: that of a connection, of a lock,
-    or of what may pass when all is tried again; and what the data is to blame for says so.
+    UserFunctionWaits if it may pass; both name the function. Return any other error as it is, and also these of a
+    trigger: one of DATA_ERRORS, which blames the data already, and what `_is_ours` names.
     """
     passes = isinstance(error, TRANSIENT)
     if isinstance(error, DATA_ERRORS) or (passes and _is_ours(error)):
@@ -66,8 +66,8 @@ def of_users(error: psycopg.Error) -> psycopg.Error:
 
 
 def _is_ours(error: psycopg.Error) -> bool:
-    """Whether an error that may pass is no trigger's to answer for, whatever it met it in: a lock, a deadlock, a lost
-    connection, or a write that is too large.
+    """Whether an error that may pass is treated alike in a trigger and outside: a lock, a deadlock, a lost connection,
+    or a write that is too large.
     """
     locks = isinstance(error, psycopg.errors.LockNotAvailable) or (error.sqlstate or "").startswith("40")
     return locks or is_connection_lost(error) or is_too_large(error)

@@ -73,8 +73,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
 
     Where another isolation level is the default, a single statement runs in a transaction of its own, which sets it: a
     setting of the session would be lost behind a pooler, or reach others. An error's text has no DETAIL: that holds
-    rows, and goes into logs. An error of a trigger of the user's is a `UserFunctionFailed`, unless its class says what
-    to do.
+    rows, and goes into logs. An error of a trigger of the user's is what `of_users` makes of it.
     """
 
     #: When (monotonic) and why the last try to connect failed, by the database's address.

@@ -45,7 +45,8 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         else:
             check(conn, job, by, "cancel")
-        # While its row is locked: it passes by one that a publisher locks next, and with no worker nobody looks again.
+        # Here, while its row is locked: a publisher may lock it next, a job that is locked is passed by, and with no
+        # worker nobody looks again.
         for one in (job, *(stage.id for stage in found)):
             jobs.try_close_stopped(conn, JobPage(one - 1, one))
     stages.update_parents(conn)
