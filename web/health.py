@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import psycopg
 from starlette.concurrency import run_in_threadpool
@@ -16,8 +17,16 @@ from callboard.web.problems import BEHIND, UNREACHABLE, Json, Problem
 
 log = logging.getLogger("callboard.web")
 
+#: Seconds that an answer waits for the broker: fewer than the five of the probe in docs/kubernetes.md. The question may
+#: take longer, as while no name server answers, and goes on.
+BROKER_SECONDS = 4.0
+
 OK = "ok"
 UNASKED = "not asked, since AMQP_URL is not set"
+CLOSED = (
+    "no node of AMQP_URL lets this app in: check that RabbitMQ runs, and the address and the login in AMQP_URL; the "
+    "app's log says why"
+)
 #: The question to the broker that goes on in an event loop.
 _asked: dict[asyncio.AbstractEventLoop, asyncio.Task[str]] = {}
 
@@ -58,7 +67,10 @@ async def _broker() -> str:
     if asked is None:
         asked = _asked[loop] = loop.create_task(_ask_broker())
         asked.add_done_callback(lambda _: _asked.pop(loop))
-    return await asyncio.shield(asked)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(BROKER_SECONDS):
+            return await asyncio.shield(asked)
+    return CLOSED
 
 
 async def _ask_broker() -> str:
@@ -70,7 +82,7 @@ async def _ask_broker() -> str:
         return UNASKED
     if any(await asyncio.gather(*(run_in_threadpool(_answers, url) for url in urls.split(";")))):
         return OK
-    return "no node of AMQP_URL answers: check that RabbitMQ runs and that AMQP_URL leads to it"
+    return CLOSED
 
 
 def _answers(url: str) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import socket
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -368,6 +369,32 @@ def test_probes_at_the_same_time_ask_the_broker_once(app: Starlette, monkeypatch
     assert {answer.status_code for answer in get(app, *["/readyz"] * probes)} == {200}
     assert len(asked) == 1
     assert get(app, "/readyz")[0].status_code == 200
+    assert len(asked) == 2
+
+
+def test_a_probe_waits_for_the_broker_no_longer_than_a_probe_may(
+    app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address of a node may have a hundred tries in it, or its name may not be found for half a minute."""
+    asked, end = list[str](), threading.Event()
+
+    def answers(url: str) -> bool:
+        asked.append(url)
+        return end.wait(10)
+
+    async def probe() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            found = [await client.get("/readyz") for _ in range(2)]
+            end.set()
+            await asyncio.gather(*health._asked.values())
+            return [*found, await client.get("/readyz")]
+
+    monkeypatch.setattr(health, "_answers", answers)
+    monkeypatch.setattr(health, "BROKER_SECONDS", 0.1)
+    monkeypatch.setenv("AMQP_URL", "amqp://one.example")
+    *early, late = asyncio.run(probe())
+    assert [(one.status_code, one.json()["checks"]["broker"]) for one in early] == [(503, health.CLOSED)] * 2
+    assert late.status_code == 200
     assert len(asked) == 2
 
 
