@@ -25,7 +25,7 @@ ALWAYS = {
     401: "The request needs a login.",
     403: "The login does not allow this, or a page of another site sent it.",
     421: "The app does not answer to this host name.",
-    503: "The database does not answer, or not in time.",
+    503: "The database does not answer, or not in time; or too many changes or bodies of lines come at a time.",
 }
 OF_A_PATH = {404: "There is no such thing, or not for this login."}
 OF_A_CHANGE = {

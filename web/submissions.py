@@ -6,7 +6,6 @@ from functools import partial
 from typing import Annotated, Any, BinaryIO
 
 import msgspec
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
@@ -81,13 +80,13 @@ async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
     Nothing starts before all items are stored, and one that is wrong leaves nothing behind. With a key (or the header
     `Idempotency-Key`) a submission that broke off goes on when it is sent again.
     """
+    submitter = call.request.app.state.submitter
     with _refusals():
         if call.body is None:
-            read = call.request.app.state.submitter.read
-            job, status = await read(call.tenant, call.request.stream(), partial(_store_lines, call))
+            job, status = await submitter.read(call.tenant, call.request.stream(), partial(_store_lines, call))
         else:
             items = enumerate(call.body.first_items or ())
-            job, status = await run_in_threadpool(_store, call, call.body, items, "item")
+            job, status = await submitter.run(partial(_store, call, call.body, items, "item"))
     return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
 
 
@@ -97,12 +96,12 @@ async def add(call: Call[AddQuery, NewItems | None]) -> dict[str, Any]:
     All of them are stored, or none: at most 10,000 items of 4 MiB. As lines, each is an item. With `start` they are
     only added behind so many inputs: so a request whose answer was lost can be sent again.
     """
+    submitter = call.request.app.state.submitter
     with _refusals():
         if call.body is None:
-            read = call.request.app.state.submitter.read
-            await read(call.tenant, call.request.stream(), partial(_add_lines, call))
+            await submitter.read(call.tenant, call.request.stream(), partial(_add_lines, call))
         else:
-            await run_in_threadpool(_add, call, enumerate(call.body.items), "item")
+            await submitter.run(partial(_add, call, enumerate(call.body.items), "item"))
     return await call.find_job(call.job)
 
 
@@ -130,10 +129,10 @@ async def run_again(call: Call[NoQuery, RunAgain]) -> Reply:
     given = msgspec.to_builtins(call.body)
     options = {name: given.pop(name, None) for name in ("states", "name", "key", "metadata")}
     options["key"] = _key(call.request, call.body.key)
-    write = call.request.app.state.submitter.process.write
+    submitter = call.request.app.state.submitter
     with _refusals():
         again = Again(**options, limits=given)
-        job, new = await run_in_threadpool(run_again_, write, call.job, call.requester, again)
+        job, new = await submitter.run(partial(run_again_, submitter.process.write, call.job, call.requester, again))
     status = 201 if new else 200
     return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
 

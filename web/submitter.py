@@ -2,12 +2,11 @@
 
 import asyncio
 import io
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import BinaryIO, TypeVar, cast
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.exceptions import HTTPException
 
 from callboard.middleware.process.process import Process
@@ -22,11 +21,12 @@ T = TypeVar("T")
 #: Bodies of lines that are read at the same time, each in a thread, which waits for the database or for its client; and
 #: of one tenant, which may send slowly.
 STREAMS, TENANT_STREAMS = 8, 4
+#: Threads of submissions, also of those that come as JSON. They are apart from the threads of other requests, which
+#: would all be taken while submissions wait for a lock.
+THREADS = 24
 #: Seconds without a byte after which a body is given up.
 IDLE_SECONDS = 30.0
-BUSY = (
-    "as many submissions are being read as may be at a time, in all or of one tenant, and nothing was stored: try again"
-)
+BUSY = f"{STREAMS} submissions are being read, or {TENANT_STREAMS} of one tenant, and nothing was stored: try again"
 
 
 class Submitter:
@@ -34,7 +34,7 @@ class Submitter:
 
     def __init__(self, url: str | None) -> None:
         self._url = url
-        self._reading = Counter[str | None]()  # by tenant
+        self._reading = list[str | None]()  # the tenant of each body
 
     @cached_property
     def process(self) -> Process:
@@ -46,22 +46,30 @@ class Submitter:
         """The leases of the submissions that go on here."""
         return SubmissionLease(self.process)
 
+    @cached_property
+    def _threads(self) -> CapacityLimiter:
+        return CapacityLimiter(THREADS)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Have `work` store something in a thread, as soon as one is free."""
+        return await to_thread.run_sync(work, limiter=self._threads)
+
     async def read(self, tenant: str | None, parts: AsyncIterator[bytes], work: Callable[[BinaryIO], T]) -> T:
         """Have `work` read a body in a thread, as far as it has come; the loop reads no more than that thread asks for.
         `tenant`: the only one that its sender is of; None: all.
 
         Raises HTTPException when too many are being read, and Refused for a body that does not go on.
         """
-        has_its_share = tenant is not None and self._reading[tenant] >= TENANT_STREAMS
-        if has_its_share or self._reading.total() >= STREAMS:
+        has_its_share = tenant is not None and self._reading.count(tenant) >= TENANT_STREAMS
+        if has_its_share or len(self._reading) >= STREAMS:
             raise HTTPException(503, BUSY, {"Retry-After": "1"})
-        self._reading[tenant] += 1
+        self._reading.append(tenant)
         try:
             source = AsyncSource(_while_it_goes_on(parts))
             body = cast("BinaryIO", io.BufferedReader(_Parts(iter(source))))
-            return await source.read_by(run_in_threadpool(work, body))
+            return await source.read_by(self.run(partial(work, body)))
         finally:
-            self._reading[tenant] -= 1
+            self._reading.remove(tenant)
 
     def close(self) -> None:
         """Close what was opened."""

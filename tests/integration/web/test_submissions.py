@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from anyio import to_thread
 from starlette.applications import Starlette
 
 from callboard import Identity
@@ -31,7 +33,7 @@ from callboard.sql.writes import run_again as copies
 from callboard.sql.writes.requests import NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
-from callboard.web import create_app, submitter
+from callboard.web import create_app, submissions, submitter
 from tests.support.jobs import cancel, make_job, make_mixed_job, send, status
 from tests.support.paths import ROOT
 from tests.support.webapp import served
@@ -508,14 +510,46 @@ def test_bodies_that_a_tenant_sends_slowly_leave_room_for_others(
             return httpx.post(f"{address}/api/jobs", content=lines({"actor": "work"}, 1), headers=headers).status_code
 
         slow = [Sender(address, {"actor": "work"}, b"X-Tenant: acme\r\n")]
-        assert wait_until(lambda: app.state.submitter._reading["acme"] == 1, 300)
+        assert wait_until(lambda: app.state.submitter._reading.count("acme") == 1, 300)
         assert (submit(Tenant="acme"), submit(Tenant="other"), submit()) == (503, 201, 201)
         slow += [Sender(address, {"actor": "work"}) for _ in range(2)]
-        assert wait_until(lambda: app.state.submitter._reading[None] == 2, 300)
+        assert wait_until(lambda: app.state.submitter._reading.count(None) == 2, 300)
         assert (submit(Tenant="other"), submit()) == (503, 503)
         for sender in slow:
             assert b" 201 " in sender.end()
         assert submit(Tenant="acme") == 201
+
+
+def test_submissions_that_wait_take_no_thread_of_other_requests(
+    conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are read in these threads, a login may be asked in one, and a lock on a table holds every submission."""
+    job, waiting, end = make_job(conn, 1), list[object](), threading.Event()
+
+    def wait(*_: object, **__: object) -> tuple[int, int]:
+        waiting.append(None)
+        end.wait(300)
+        return job, 200
+
+    async def submit() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            body = lines({"actor": "work"}, 1)
+            posts = [
+                client.post("/api/jobs", json={"actor": "work", "items": [1]}),
+                client.post("/api/jobs", content=body, headers=LINES),
+                client.post(f"/api/jobs/{job}/items", json={"items": [1]}),
+                client.post(f"/api/jobs/{job}/run-again", json={}),
+            ]
+            sent = asyncio.gather(*posts)
+            assert await asyncio.to_thread(wait_until, lambda: len(waiting) == len(posts), 300)
+            taken = to_thread.current_default_thread_limiter().borrowed_tokens
+            end.set()
+            assert {answer.status_code for answer in await sent} == {200, 201}
+            return taken
+
+    for name in ("_store", "_add", "run_again_"):
+        monkeypatch.setattr(submissions, name, wait)
+    assert asyncio.run(submit()) == 0
 
 
 def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette, small_chunks: None) -> None:
