@@ -8,6 +8,7 @@ import psycopg
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connected
 from callboard.sql import settings
 from callboard.sql.migrate import ABSENT, SchemaError, check_applied
@@ -15,7 +16,8 @@ from callboard.sql.reads import queries
 from callboard.sql.settings import NotConfigured
 from callboard.web.problems import BEHIND, UNREACHABLE, Json, Problem
 
-log = logging.getLogger("callboard.web")
+#: Why is only logged, since a probe has no login; and not at each probe, of which anybody may send many.
+_log_outage = OutageLog(logging.getLogger("callboard.web"), "the broker does not answer: %s")
 
 #: Seconds that an answer waits for the broker: fewer than the five of the probe in docs/kubernetes.md. The question may
 #: take longer, as while no name server answers, and goes on.
@@ -86,10 +88,10 @@ async def _ask_broker() -> str:
 
 
 def _answers(url: str) -> bool:
-    """Whether a node lets this process in. Why not is logged only, since a probe has no login."""
+    """Whether a node lets this process in."""
     try:
         with connected(url):
             return True
     except NoAnswer as error:
-        log.warning("the broker does not answer: %s", error)
+        _log_outage(error)
         return False

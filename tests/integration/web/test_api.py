@@ -1,6 +1,7 @@
 """The HTTP API on a real database: fields, statuses, prefixes, and answers while something is down."""
 
 import asyncio
+import logging
 import math
 import socket
 import threading
@@ -18,6 +19,7 @@ from starlette.routing import Mount
 
 from callboard import Identity
 from callboard.commands.services import Server
+from callboard.middleware.process import outage
 from callboard.sql import pool
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import AsyncConn, Conn, connect
@@ -396,6 +398,18 @@ def test_a_probe_waits_for_the_broker_no_longer_than_a_probe_may(
     assert [(one.status_code, one.json()["checks"]["broker"]) for one in early] == [(503, health.CLOSED)] * 2
     assert late.status_code == 200
     assert len(asked) == 2
+
+
+def test_probes_fill_no_log_while_the_broker_is_away(
+    app: Starlette, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A probe has no login, so anybody may send many."""
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 300)
+    monkeypatch.setattr(health, "_log_outage", outage.OutageLog(logging.getLogger("callboard.web"), "away: %s"))
+    monkeypatch.setenv("AMQP_URL", "amqp://127.0.0.1:1")
+    for _ in range(3):
+        assert get(app, "/readyz")[0].status_code == 503
+    assert sum(record.name == "callboard.web" for record in caplog.records) == 1
 
 
 def test_readyz_is_a_503_on_a_database_without_the_schema(
