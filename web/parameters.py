@@ -70,6 +70,11 @@ def fields(form: Iterable[tuple[str, str]], kind: type[T]) -> T:
     return _texts(422, "field", form, kind)
 
 
+#: The words of msgspec's errors, as they continue the name of a field.
+PLAIN = (
+    ("Expected ", "must be "), ("Object missing required field", "must have the field"), ("Invalid", "has an invalid"),
+    (", got ", ", not "), (" | ", " or "), ("`", ""),
+)  # fmt: skip
 #: The types of the fields of a struct: to resolve them takes longer than to read the parameters.
 _hints = cache(get_type_hints)
 
@@ -206,8 +211,11 @@ def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[
         said, place = f"is not known here; there are {names}", ".".join(filter(None, (place, unknown[1])))
     elif rule:
         said = f"must be {rule}"
+    else:
+        for its_words, words in PLAIN:
+            said = said.replace(its_words, words)
     pointer = "#/" + re.sub(r"\[(\w+)\]", r".\1", place).replace(".", "/")
-    detail = f"{place} {said}" if place else said
+    detail = f"{place or 'the body'} {said}"
     return Refused(status, detail, code=code, errors=[{"pointer": pointer, "detail": said}])
 
 
