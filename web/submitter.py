@@ -8,6 +8,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from callboard.middleware.process.process import Process
 from callboard.middleware.submission.async_source import AsyncSource
@@ -89,6 +90,8 @@ async def _while_it_goes_on(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]
                 part = await anext(parts)
         except StopAsyncIteration:
             return
+        except ClientDisconnect:
+            raise ClientDisconnect("its sender left") from None  # for the reason that the job has
         except TimeoutError:
             said = f"nothing was sent for {IDLE_SECONDS:.0f} s, so the submission broke off"
             raise Refused(408, said, code="slow") from None
