@@ -53,6 +53,9 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 **{one: getattr(self, one) for one in (*job_filter.TEXTS, *job_filter.FLAGS)},
                 **moments,
             )
+        except ValueError as error:
+            raise parameters.Refused(400, str(error), code="parameter") from None
+        try:
             return given.also(job_filter.parse_search(self.q or ""))
         except ValueError as error:
             raise parameters.wrong("q", f"makes no sense: {error}") from None

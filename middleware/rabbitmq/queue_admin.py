@@ -124,9 +124,10 @@ def connected(addresses: str, seconds: float = ANSWER_SECONDS) -> Iterator[pika.
         parameters = parameters_of(address)
         parameters.socket_timeout = parameters.stack_timeout = seconds
         parameters.blocked_connection_timeout = seconds
+        parameters.connection_attempts = 1  # the address may have more, with seconds between them
         try:
             connection = pika.BlockingConnection(parameters)
-        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:  # of a host name
             why = f"{confirms.address(parameters)}: {reason(error)}"
             continue
         try:

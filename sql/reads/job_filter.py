@@ -61,8 +61,11 @@ class JobFilter:
     failing: bool | None = None
 
     def __post_init__(self) -> None:
-        texts = (self.actor, self.tenant, self.key, *self.names, *self.metadata, *self.metadata.values())
-        if not all(is_storable(text) for text in texts if text is not None):
+        given = (self.actor, self.tenant, self.key, *self.names, *self.metadata, *self.metadata.values())
+        texts = [text for text in given if text is not None]
+        if (characters := sum(map(len, texts))) > MAX_SEARCH_CHARACTERS:
+            raise ValueError(f"a search has {MAX_SEARCH_CHARACTERS} characters at most, not {characters}")
+        if not all(map(is_storable, texts)):
             raise ValueError("a search must not contain a NUL character or half of a surrogate pair")
 
     @property
@@ -83,8 +86,6 @@ def parse_search(text: str) -> JobFilter:
 
     All must hold, but states are alternatives. Raises ValueError, which names the words that there are.
     """
-    if len(text) > MAX_SEARCH_CHARACTERS:
-        raise ValueError(f"a search has {MAX_SEARCH_CHARACTERS} characters at most, not {len(text)}")
     return _all_of(split_search(text))
 
 

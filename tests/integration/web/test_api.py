@@ -166,6 +166,7 @@ def test_a_missing_thing_is_a_404(app: Starlette, path: str) -> None:
         ("metadata=1", "metadata is no"),
         ("metadata.%00=1", "metadata. must not contain a NUL"), ("stalled=2", "stalled must be true or false"),
         ("q=" + "x" * 2001, "q makes no sense: a search has 2000 characters at most"),
+        ("name=" + "x" * 2001, "a search has 2000 characters at most"),
     ],
 )  # fmt: skip
 def test_a_bad_parameter_is_a_400_that_names_it(app: Starlette, query: str, names: str) -> None:

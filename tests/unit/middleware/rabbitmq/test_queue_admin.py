@@ -1,0 +1,25 @@
+"""A node that can't be asked is an error that says why."""
+
+import pika
+import pytest
+
+from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connected
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_a_host_with_no_possible_name_gives_no_answer(host: str) -> None:
+    with pytest.raises(NoAnswer, match=host), connected(f"amqp://{host}"):
+        pass
+
+
+def test_a_node_is_asked_once_however_many_tries_its_address_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def refuse(parameters: pika.URLParameters) -> None:
+        asked.append(parameters.connection_attempts)
+        raise pika.exceptions.AMQPConnectionError
+
+    monkeypatch.setattr(pika, "BlockingConnection", refuse)
+    with pytest.raises(NoAnswer), connected("amqp://one.example?connection_attempts=100&retry_delay=5"):
+        pass
+    assert asked == [1]
