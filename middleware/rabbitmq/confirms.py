@@ -446,10 +446,10 @@ class ConfirmingPublisher:
             self._run_loop(0)
         if self._channel is None and self._connection is not None:
             self._trouble = self._close_reason
-        if reconnect and self._trouble:
-            self._open()
-            self._trouble = self._blocked or None
         if reconnect:
+            if self._trouble:
+                self._open()
+            self._trouble = self._blocked or None
             self._check_blocked()
 
     def close(self) -> None:

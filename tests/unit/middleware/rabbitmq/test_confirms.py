@@ -121,6 +121,13 @@ def test_a_batch_that_is_confirmed_in_part_is_not_told_of_as_silence(monkeypatch
     assert events.trouble is None
 
 
+def test_a_block_that_comes_between_two_batches_is_told_of() -> None:
+    events = Events("block")
+    with pytest.raises(Unreachable, match="memory is low"):
+        events.serve(reconnect=True)
+    assert events.trouble == "memory is low"
+
+
 @contextmanager
 def no_garbage() -> Iterator[None]:
     """A file that is not closed stays open."""
