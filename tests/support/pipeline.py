@@ -80,6 +80,14 @@ class Pipeline:
         with self.channel() as channel:
             return int(channel.queue_declare(queue, passive=True).method.message_count)
 
+    def has_queue(self, queue: str) -> bool:
+        """Whether a queue exists: RabbitMQ drops what a foreign producer sends to one that does not."""
+        try:
+            self.ready(queue)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+        return True
+
     def dead_letter(self, wanted: Callable[[Any, bytes], bool], queue: str = "default") -> Any:
         """(properties, body) of the dead letter that is wanted; it is taken out, with those before it."""
         found: list[Any] = []
