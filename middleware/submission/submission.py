@@ -81,12 +81,13 @@ def store_rows(
         try:
             for chunk in _chunks(rows, chunk_seconds, pause):
                 storing.result()
-                if reads_on and len(chunk) >= LARGE_CHUNK_ITEMS:
+                in_thread = reads_on and len(chunk) >= LARGE_CHUNK_ITEMS
+                if in_thread:
                     try:
                         storing = thread.submit(copy_context().run, store, start, chunk)
                     except RuntimeError:  # no pool takes anything when Python ends
-                        reads_on = False
-                if not reads_on or len(chunk) < LARGE_CHUNK_ITEMS:
+                        in_thread = False
+                if not in_thread:
                     store(start, chunk)
                 start += len(chunk)
         finally:
