@@ -63,8 +63,7 @@ class JobFilter:
     def __post_init__(self) -> None:
         given = (self.actor, self.tenant, self.key, *self.names, *self.metadata, *self.metadata.values())
         texts = [text for text in given if text is not None]
-        if (characters := sum(map(len, texts))) > MAX_SEARCH_CHARACTERS:
-            raise ValueError(f"a search has {MAX_SEARCH_CHARACTERS} characters at most, not {characters}")
+        _check_length(sum(map(len, texts)))
         if not all(map(is_storable, texts)):
             raise ValueError("a search must not contain a NUL character or half of a surrogate pair")
 
@@ -81,11 +80,17 @@ class JobFilter:
         return JobFilter(**{**mine, **others, **shared})
 
 
+def _check_length(characters: int) -> None:
+    if characters > MAX_SEARCH_CHARACTERS:
+        raise ValueError(f"a search has {MAX_SEARCH_CHARACTERS} characters at most, not {characters}")
+
+
 def parse_search(text: str) -> JobFilter:
     """Read the words of a search, as `state:failed actor:charge metadata.customer:17 since:24h "autumn ads"`.
 
     All must hold, but states are alternatives. Raises ValueError, which names the words that there are.
     """
+    _check_length(len(text))
     return _all_of(split_search(text))
 
 
