@@ -80,13 +80,15 @@ class Pipeline:
         with self.channel() as channel:
             return int(channel.queue_declare(queue, passive=True).method.message_count)
 
-    def has_queue(self, queue: str) -> bool:
-        """Whether a queue exists: RabbitMQ drops what a foreign producer sends to one that does not."""
+    def has_consumer(self) -> bool:
+        """Whether a worker consumes the queue, and so has declared it, with that of delays: it says that it is ready
+        before.
+        """
         try:
-            self.ready(queue)
+            with self.channel() as channel:
+                return bool(channel.queue_declare("default", passive=True).method.consumer_count)
         except pika.exceptions.ChannelClosedByBroker:
             return False
-        return True
 
     def dead_letter(self, wanted: Callable[[Any, bytes], bool], queue: str = "default") -> Any:
         """(properties, body) of the dead letter that is wanted; it is taken out, with those before it."""
@@ -126,4 +128,7 @@ def running_pipeline(
             stack.callback(worker.kill)
             worker.start()
         broker = stack.enter_context(client(environment, actors))
-        yield Pipeline(environment, stack.enter_context(connect(url)), broker, worker)
+        made = Pipeline(environment, stack.enter_context(connect(url)), broker, worker)
+        # RabbitMQ drops what a foreign producer sends to a queue that is not there yet.
+        assert worker is None or wait_until(made.has_consumer, TIMEOUT)
+        yield made
