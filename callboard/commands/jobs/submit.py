@@ -16,6 +16,7 @@ from callboard.commands.errors import CommandError, first_line
 from callboard.commands.jobs import actions, follow, input_file
 from callboard.commands.jobs.show import find_job
 from callboard.commands.output import AsJson, one_of
+from callboard.commands.services.signals import ends_at_second_ctrl_c
 from callboard.middleware.submission import actor_lookup, item_encoding
 from callboard.middleware.submission.json_lines import BadLine
 from callboard.middleware.tracking import runtime_of
@@ -27,6 +28,8 @@ app = typer.Typer()
 
 #: Bad lines that an error names; it only counts the others.
 NAMED_BAD_LINES = 10
+#: What the first Ctrl-C prints. While PostgreSQL stands still, to stop in order takes as long as that.
+STOPPING = "callboard: stops when the database has answered; Ctrl-C again ends this at once"
 #: Errors of the submission itself, not of the database or the broker.
 REFUSALS = (callboard.UnknownActor, callboard.BadItem, callboard.SubmittedElsewhere)
 
@@ -112,7 +115,7 @@ def submit(
         "on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel,
     }  # fmt: skip
     sign = delimiter if delimiter is None else input_file.named_delimiter(delimiter)
-    with refusals(), PublishingWarning(), actor_modules.assembled() as broker:
+    with refusals(), PublishingWarning(), ends_at_second_ctrl_c(STOPPING), actor_modules.assembled() as broker:
         signature = actor_lookup.signature(runtime_of(broker).write, broker, actor)
         with input_file.opened(file, encoding, say) as source:
             if given is None and form == "jsonl":

@@ -1,5 +1,6 @@
 """Signals of this process: which of them end it, which it ignores, and waiting for one."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,24 @@ def ends_on_sigterm() -> AbstractContextManager[None]:
 def ignores_signals() -> AbstractContextManager[None]:
     """In its block no signal but SIGKILL ends this process: for a shutdown that has time limits of its own."""
     return _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)
+
+
+@contextmanager
+def ends_at_second_ctrl_c(text: str) -> Iterator[None]:
+    """In its block the first Ctrl-C prints `text` on stderr and raises KeyboardInterrupt, and the second one ends this
+    process at once, whatever it waits for. Where Ctrl-C is ignored, as in the background of a shell, it stays ignored.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.write(2, f"{text}\n".encode())  # not by a stream: the signal may have come within a write to it
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    with _handled((signal.SIGINT,), interrupt):
+        yield
 
 
 def wait_for_the_end() -> None:

@@ -1,6 +1,7 @@
 """`callboard submit`: each line is an item, a file with a bad line stores nothing, each error is one line."""
 
 import json
+import signal
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from callboard.commands.services import wait_until
+from callboard.middleware.submission.submission import LARGE_CHUNK_ITEMS
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
-from tests.support.programs import PEAK, fault, run
+from tests.support.forked import ForkedProcess
+from tests.support.programs import COMMAND, PEAK, fault, run
 from tests.support.programs import environment as variables
 from tests.support.workers import StartWorker
 
@@ -211,6 +215,42 @@ def test_unreachable_broker_is_a_warning(env: Env, tmp_path: Path) -> None:
     assert len(arguments_of(env, int(done.stdout))) == 1
     (warning,) = done.stderr.splitlines()
     assert "publishing is held up" in warning
+
+
+#: A submitter whose first chunk never gets an answer of the database.
+FROZEN = """
+import threading
+from pathlib import Path
+import dramatiq
+from callboard.sql.writes import submission
+
+@dramatiq.actor
+def loose(number): ...
+
+def waits(*_, **__):
+    Path("frozen").touch()
+    threading.Event().wait()
+
+submission.store_chunk = waits
+"""
+
+
+def test_a_second_ctrl_c_ends_a_submission_that_waits_for_the_database(env: Env, tmp_path: Path) -> None:
+    (tmp_path / "frozen_store.py").write_text(FROZEN)
+    (tmp_path / "items.jsonl").write_text("1\n" * LARGE_CHUNK_ITEMS)
+    command, log = [*COMMAND, "submit", "loose", "items.jsonl"], tmp_path / "log"
+    given = variables({**env, "CALLBOARD_ACTORS": "frozen_store"})
+    process = ForkedProcess(command, log=log, env=given, cwd=tmp_path).start()
+    try:
+        assert wait_until((tmp_path / "frozen").exists, 300)
+        process.send(signal.SIGINT)
+        assert wait_until(log.read_text, 300), "the first one says nothing"
+        process.send(signal.SIGINT)
+        assert process.child is not None
+        assert process.child.wait(300) == -signal.SIGINT
+    finally:
+        process.kill()
+    assert log.read_text() == "callboard: stops when the database has answered; Ctrl-C again ends this at once\n"
 
 
 def test_unreachable_database_and_missing_schema(empty_database_url: str, tmp_path: Path) -> None:
