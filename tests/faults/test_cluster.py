@@ -48,9 +48,12 @@ def assert_one_broker(nodes: list[Member]) -> None:
         assert not found[0].gave_name("another, virtual host callboard")
 
 
-def goes_on(scenario: Scenario, job: callboard.Job) -> None:
-    """A node was killed just now: more items end."""
-    began, before = time.monotonic(), scenario.status(job)["succeeded"]
+def goes_on(scenario: Scenario, job: callboard.Job, node: Member, gate: Path) -> None:
+    """A node is killed while items wait for the gate, and more items end."""
+    before = scenario.status(job)["succeeded"]
+    node.kill()
+    gate.touch()
+    began = time.monotonic()
     scenario.wait_for(job, lambda status: status["succeeded"] > before + ITEMS / 20)
     print(f"went on after {seconds_since(began):.1f} s")
 
@@ -73,16 +76,12 @@ def test_one_node_after_the_other_is_killed(scenario: Scenario, nodes: list[Memb
     assert_one_broker(nodes)
     job = scenario.submit("work", behind_gates(first, second))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 20)
-        nodes[2].kill()
-        first.touch()
-        goes_on(scenario, job)
+        scenario.wait_at_work(job, ITEMS // 20, ITEMS // 10, threads=2 * 8)
+        goes_on(scenario, job, nodes[2], first)
         # As operators do between two nodes: each queue has all of its replicas again.
         nodes[2].start().evaluate("true = rabbit_upgrade_preparation:await_online_quorum_plus_one(240000)")
         kinds = nodes[2].evaluate('rabbit_amqqueue:info_all(<<"callboard">>, [type])')
         assert kinds == str([["{type, quorum}"]] * 3).replace("'", "")
-        nodes[0].kill()
-        second.touch()
-        goes_on(scenario, job)
+        goes_on(scenario, job, nodes[0], second)
         runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher)
     print(f"{runs.total()} runs, {scenario.run_log.repeated(job.id)} of them twice, {sent_again(scenario)} sent again")

@@ -8,6 +8,7 @@ it may run as often as it is delivered, also beside itself: in two processes, or
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -135,6 +136,12 @@ def test_copies_on_both_processes_before_during_and_after(marked: bool, broker: 
     )
 
 
+def let_end(scenario: Scenario, gate: str, attempt: int) -> None:
+    """When all copies came to the workers, have the attempts that wait for a gate end."""
+    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+    Path(gate.format(attempt=attempt)).touch()
+
+
 def test_late_copies_of_an_attempt_that_fails(broker: Broker, scenario: Scenario) -> None:
     """Begun beside it, beside the next attempt, and after that: one failure counts, and the success stays. The copies
     of one job say that they may be copies, those of the other do not.
@@ -143,8 +150,9 @@ def test_late_copies_of_an_attempt_that_fails(broker: Broker, scenario: Scenario
     jobs: dict[bool, callboard.Job] = {}
     bodies: dict[bool, list[bytes]] = {}
     late: dict[bool, list[bytes]] = {}
+    gate = str(scenario.folder / "gate-{attempt}")
     for marked in (True, False):
-        items = ({"number": n, "fate": "retry", "seconds": 4.0} for n in range(count))
+        items = ({"number": n, "fate": "retry", "gate": gate} for n in range(count))
         jobs[marked] = scenario.submit("work", items)
         bodies[marked] = taken(scenario, jobs[marked], count)
         copies = [suspected(body) if marked else body for body in bodies[marked]]
@@ -164,9 +172,11 @@ def test_late_copies_of_an_attempt_that_fails(broker: Broker, scenario: Scenario
     with scenario.watch(jobs[True]) as one, scenario.watch(jobs[False]) as other:
         put(scenario, bodies[True] + bodies[False])
         scenario.wait_for(jobs[True], all_beside)
+        let_end(scenario, gate, 1)
         for marked, job in jobs.items():
             scenario.wait_for(job, lambda _, job=job: bool(scenario.sql(known, job.id, 2)))  # type: ignore[misc]
             put(scenario, late[marked])
+        let_end(scenario, gate, 2)
         ended = {}
         for job, watcher in zip(jobs.values(), (one, other), strict=True):
             scenario.assert_completed(job, total=count, retries=count, watcher=watcher)

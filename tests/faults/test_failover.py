@@ -13,11 +13,14 @@ from callboard.commands.services import Server, wait_until
 from callboard.sql.migrate import migrate
 from tests.faults.rig.scenario import TIMEOUT, Scenario, gated, mixed, seconds_since
 from tests.faults.test_rabbitmq import sent_again
-from tests.support.replica import configure, follow, is_followed, promote
+from tests.support.replica import ask, configure, follow, is_followed, promote
 from tests.support.services import POSTGRES_SETTINGS, postgres_programs, postgres_users
 from tests.support.webapp import open_app, served
 
-ITEMS = 280
+ITEMS, FIRST = 280, 70
+#: Items that wait for the way back: fewer than a worker has threads, so that all others end before it.
+LAST = 4
+READ_ONLY = "default_transaction_read_only"
 
 
 @pytest.fixture
@@ -50,16 +53,25 @@ def fault_database_url(servers: tuple[Server, Server]) -> str:
 
 def fails_over(scenario: Scenario, job: callboard.Job, primary: Server, replica: Server, gate: Path) -> int:
     """The primary is killed, and its replica takes its place: more items end, of those behind the gate. How many
-    outcomes it lacks.
+    outcomes it lacks: nobody writes to it before they are counted.
     """
     seen = int(scenario.status(job)["succeeded"])
+    configure(replica, **{READ_ONLY: "on"})
+    assert wait_until(lambda: ask(replica, f"SHOW {READ_ONLY}") == "on", TIMEOUT)
     primary.kill()
-    gate.touch()
     promote(replica)
-    began, before = time.monotonic(), int(scenario.status(job)["succeeded"])
+    before = succeeded(replica, job)
+    gate.touch()
+    configure(replica, **{READ_ONLY: "off"})
+    began = time.monotonic()
     scenario.wait_for(job, lambda status: status["succeeded"] > before)
     print(f"{seen} seen, {before} there, went on {seconds_since(began):.1f} s after the promotion")
     return seen - before
+
+
+def succeeded(server: Server, job: callboard.Job) -> int:
+    """The items of a job whose success a server has, also one that takes no writes; 0 if it has no such job."""
+    return int(str(ask(server, f"SELECT coalesce(sum(succeeded), 0) FROM callboard.jobs WHERE id = {job.id}")))
 
 
 def test_there_and_back(scenario: Scenario, servers: tuple[Server, Server], tmp_path: Path) -> None:
@@ -72,18 +84,19 @@ def test_there_and_back(scenario: Scenario, servers: tuple[Server, Server], tmp_
         scenario.start_worker(short_periods=5)
     with served(open_app(scenario.environment["DATABASE_URL"])) as web:
         killed = tmp_path / "killed"
-        job = scenario.submit("work", gated(mixed(ITEMS, 0.04), killed, ITEMS // 4))
+        job = scenario.submit("work", gated(mixed(ITEMS, 0.04), killed, FIRST))
         with scenario.watch(job) as watcher:
-            scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 10)
+            scenario.wait_at_work(job, ITEMS // 10, FIRST, threads=2 * 8)
             assert fails_over(scenario, job, first, second, killed) <= 0
             scenario.assert_mixed_completed(job, ITEMS, watcher=watcher)
         assert sent_again(scenario) == 0
         print(f"{scenario.run_log.repeated(job.id)} runs twice")
 
         follow(second, first)
-        items = gated(mixed(ITEMS, 0.04), gate, ITEMS // 4)
-        job = scenario.submit("work", gated(items, last, ITEMS * 3 // 4))
-        scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 10)
+        items = gated(mixed(ITEMS, 0.04), gate, FIRST)
+        job = scenario.submit("work", gated(items, last, ITEMS - LAST))
+        scenario.wait_at_work(job, ITEMS // 10, FIRST, threads=2 * 8)
+        assert wait_until(lambda: succeeded(first, job) > 0, TIMEOUT)
         configure(first, primary_conninfo="")
         assert wait_until(lambda: not is_followed(second), TIMEOUT)
         gate.touch()  # so the replica lacks what ends from now on

@@ -160,7 +160,7 @@ def test_a_sender_that_is_frozen_in_a_transaction_holds_up_nobody_for_long(scena
         assert wait_until(lambda: scenario.sql(standing) == [(2,)], 300)
         assert _stopped(sender.pid)
         os.kill(sender.pid, signal.SIGCONT)
-        output, _ = sender.communicate(timeout=60)
+        output, _ = sender.communicate(timeout=300)
     finally:
         sender.kill()
         sender.wait()

@@ -19,7 +19,7 @@ def test_a_worker_that_cant_record_ends(part: str, scenario: Scenario) -> None:
     gate = scenario.folder / "gate"
     job = scenario.submit("work", gated(mixed(ITEMS), gate, 100))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["succeeded"] > 20)
+        scenario.wait_at_work(job, 20, 100, threads=2 * 8)
         (scenario.folder / "broken").touch()
         gate.touch()
         assert worker.process.child is not None

@@ -24,8 +24,8 @@ from tests.support.workers import Worker, wait_until
 LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
 #: They wait more than they work, so that a few last through a fault.
 ITEMS, ITEM_SECONDS = 12_000 if LONG else 320, 0.04
-#: The first of the items that wait for the fault.
-FIRST = 150
+#: The first of the items that wait for the fault; and how many wait for a second one, which are fewer than threads.
+FIRST, LAST = 150, 4
 #: Seconds in which a worker goes on by itself once the database is back; and one that stood still meanwhile.
 RECOVERY, LATEST = 10.0, 60.0
 #: Lines that a process may log at the beginning of an outage, besides one a second; and its share of a core.
@@ -71,14 +71,19 @@ def refused(worker: Worker) -> bool:
     return any(text in worker.output for text in TAKEN)
 
 
-def recovers(scenario: Scenario, job: callboard.Job, since: Timer) -> float:
-    """The database is back since then: the job goes on. After how many seconds."""
+def recovers(scenario: Scenario, job: callboard.Job, since: Timer, held: int = 0) -> float:
+    """The database is back since then: the job goes on, but for the items that are `held`. After how many seconds."""
     before = scenario.status(job)["succeeded"]
-    scenario.wait_for(job, lambda status: status["succeeded"] > before or status["finished_at"] is not None)
+    scenario.wait_for(job, lambda status: status["succeeded"] > before or status["total"] - ended(status) <= held)
     took = since.seconds
     print(f"recovered after {took:.2f} s")
     assert took < LATEST
     return took
+
+
+def ended(status: dict[str, Any]) -> int:
+    """The items of a job that have ended."""
+    return int(status["succeeded"] + status["failed"] + status["skipped"])
 
 
 def prove(scenario: Scenario, job: callboard.Job, watcher: Any) -> None:
@@ -89,16 +94,15 @@ def prove(scenario: Scenario, job: callboard.Job, watcher: Any) -> None:
 
 
 def begun(scenario: Scenario, last: Path | None = None) -> tuple[callboard.Job, Path]:
-    """A job that two workers are in the middle of; most of its items wait for the file, those of `last` for that."""
+    """A job that two workers are in the middle of; most of its items wait for the file, the last few for `last`."""
     for _ in range(2):
         scenario.start_worker()
     gate = scenario.folder / "gate"
     items = list(gated(mixed(ITEMS, ITEM_SECONDS), gate, FIRST))
     if last:
-        half = (FIRST + ITEMS) // 2
-        items[half:] = gated(items[half:], last, 0)
+        items[-LAST:] = gated(items[-LAST:], last, 0)
     job = scenario.submit("work", items)
-    scenario.wait_for(job, lambda status: status["succeeded"] > 90)
+    scenario.wait_at_work(job, 90, FIRST, threads=2 * 8)
     return job, gate
 
 
@@ -126,12 +130,12 @@ def test_restarted_and_killed(scenario: Scenario, breakable_postgres: Server) ->
     job, first = begun(scenario, last)
     with scenario.watch(job) as watcher:
         took = []
-        for gate, end in ((first, breakable_postgres.stop), (last, breakable_postgres.kill)):
+        for gate, end, held in ((first, breakable_postgres.stop, LAST), (last, breakable_postgres.kill, 0)):
             end()
             gate.touch()
             assert not breakable_postgres.running()
             breakable_postgres.start()
-            took.append(recovers(scenario, job, Timer()))
+            took.append(recovers(scenario, job, Timer(), held))
         assert min(took) < RECOVERY
         prove(scenario, job, watcher)
 

@@ -25,7 +25,7 @@ def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
     gate = scenario.folder / "gate"
     job = scenario.submit("work", gated(mixed(600), gate, 250))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["succeeded"] > 150)
+        scenario.wait_at_work(job, 150, 250, threads=2 * 8)
         gone = scenario.lose_messages(deleted=True)
         gate.touch()
         runs = scenario.assert_mixed_completed(job, 600, watcher=watcher)
@@ -45,7 +45,7 @@ def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
 
     jobs = [scenario.submit("work", gated(items(), gate, 60))]
     with scenario.watch(jobs[0]) as watcher:
-        scenario.wait_for(jobs[0], lambda status: status["succeeded"] > 40)
+        scenario.wait_at_work(jobs[0], 40, 60, threads=8)
         gone, began = scenario.lose_messages(), Timer()
         gate.touch()
 

@@ -10,7 +10,7 @@ import pytest
 
 import callboard
 from callboard.commands.services import wait_until
-from tests.faults.rig.scenario import TIMEOUT, Scenario, fate, gated, mixed
+from tests.faults.rig.scenario import NO_SEARCH, TIMEOUT, Scenario, fate, gated, mixed
 from tests.faults.test_rabbitmq import CUT, sent_again
 from tests.support.nodes import Node
 
@@ -74,7 +74,7 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
     gone are recorded; their retries wait in the database, and the job gives the reason.
     """
     for _ in range(2):
-        scenario.start_worker()
+        scenario.start_worker(short_periods=NO_SEARCH)
     gates = [scenario.folder / name for name in ("stopped", "killed")]
     items = gated(mixed(600), gates[0], 250)
     more = gated(({"number": n, "fate": "retry"} for n in range(600, 900)), gates[1], 600)
@@ -82,15 +82,16 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
     overdue = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at < now() - interval '3 s'"
     refused = re.compile(r"RabbitMQ at 127\.0\.0\.1:\d+: .*refused")
     with scenario.watch(job) as watcher:
-        for times, part, gate, end in (
-            (1, 180, gates[0], breakable_rabbitmq.stop), (2, 200, gates[1], breakable_rabbitmq.kill)
-        ):  # fmt: skip
-            # Items that were given back wait for a thread behind those that the second gate holds.
-            scenario.wait_for(job, lambda status: status["succeeded"] > part)
-            before, cuts = breakable_rabbitmq.pid, scenario.log().count(CUT)
+        for times, gate, end in (1, gates[0], breakable_rabbitmq.stop), (2, gates[1], breakable_rabbitmq.kill):
+            if gate == gates[0]:
+                scenario.wait_at_work(job, 180, 250, threads=2 * 8)
+            else:  # all that is in hand has a retry to come, which waits while the node is gone
+                scenario.wait_at_gate(job, 600, threads=2 * 8)
+            before, cuts = breakable_rabbitmq.pid, {worker: worker.output.count(CUT) for worker in scenario.workers}
             end()
             gate.touch()
-            assert wait_until(lambda: scenario.log().count(CUT) > cuts, TIMEOUT)
+            # A worker says that messages come again if it has said that they do not, which it says every five seconds.
+            assert wait_until(lambda: all(worker.output.count(CUT) > said for worker, said in cuts.items()), TIMEOUT)
             if gate == gates[1]:
                 scenario.wait_for(job, lambda _: scenario.sql(overdue, job.id)[0][0] > 0)
                 scenario.wait_for(job, lambda status: refused.match(status["stalled"] or "") is not None)
@@ -109,12 +110,13 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
 
 
 def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node) -> None:
-    scenario.start_worker()
+    scenario.start_worker(short_periods=NO_SEARCH)
     gate = scenario.folder / "gate"
     job = scenario.submit("work", gated(mixed(500, 0.02), gate, 250))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["succeeded"] > 150)
+        scenario.wait_at_work(job, 150, 250, threads=8)
         alarmed.evaluate(MEMORY.format("0.00001"))
+        assert wait_until(lambda: int(alarmed.evaluate("length(rabbit_alarm:get_alarms())")) > 0, TIMEOUT)
         assert scenario.status(job)["finished_at"] is None
         gate.touch()
         blocked = scenario.submit("work", mixed(200))

@@ -50,9 +50,10 @@ def make_due_soon(scenario: Scenario, sent: list[tuple[int, int]], nth: int) -> 
     return next(float(at) for job, item, at in moved if (job, item) == sent[nth])
 
 
-def late(scenario: Scenario, job: int, item: int, due_at: float) -> float:
-    """Seconds from when an item was due to when it began, less those in which the machine was busy."""
-    timer = Timer()
+def late(scenario: Scenario, job: int, item: int, due_at: float, timer: Timer) -> float:
+    """Seconds from when an item was due to when it began, less those in which the machine was busy. `timer` has run
+    since before it was due.
+    """
     assert wait_until(lambda: scenario.run_log.run_counts(job)[item] > 0, TIMEOUT)
     ((began,),) = scenario.run_log.conn.execute(
         "SELECT extract(epoch FROM began)::float8 FROM runs WHERE job = %s AND item = %s", (job, item)
@@ -89,18 +90,20 @@ def assert_on_time(scenario: Scenario, sent: list[list[tuple[int, int]]], later:
     """What was sent begins when it is due, and not before, and so does the job."""
     delays = []
     for done in range(len(DELAYS)):
+        timer = Timer()
         due_at = {items[done]: make_due_soon(scenario, items, done) for items in sent}
-        delays += [late(scenario, *item, at) for item, at in due_at.items()]
+        delays += [late(scenario, *item, at, timer) for item, at in due_at.items()]
         for items in sent:
             runs = [scenario.run_log.run_counts(job)[item] for job, item in items]
             assert runs == [1] * (done + 1) + [0] * (len(DELAYS) - done - 1)
     assert wait_until(lambda: not due(scenario), TIMEOUT)
 
+    timer = Timer()
     scenario.sql("UPDATE callboard.jobs SET not_before = now() + interval '1.5 s' WHERE id = %s", later.id)
     ((starts_at,),) = scenario.sql(
         "SELECT extract(epoch FROM not_before)::float8 FROM callboard.jobs WHERE id = %s", later.id
     )
-    assert 0 <= late(scenario, later.id, 0, starts_at) < BUSY_SECONDS
+    assert 0 <= late(scenario, later.id, 0, starts_at, timer) < BUSY_SECONDS
     scenario.assert_completed(later, total=20)
     print(f"late by {', '.join(f'{seconds:.2f} s' for seconds in delays)}")
     assert min(delays) >= 0

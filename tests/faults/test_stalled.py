@@ -64,7 +64,7 @@ def test_its_queue_is_gone_and_may_not_be_made_again(broker: Broker, scenario: S
     url, gate = scenario.environment["AMQP_URL"], scenario.folder / "gate"
     scenario.start_worker(short_periods=5, env={"CALLBOARD_QUEUE_DEPTH": "100"})
     job = scenario.submit("work", gated(({"number": n} for n in range(600)), gate, 60))
-    scenario.wait_for(job, lambda status: status["succeeded"] > 50)
+    scenario.wait_at_work(job, 50, 60, threads=8)
     broker.allow_declaring(url, allowed=False)
     broker.delete_queue(url, "default")
     gate.touch()

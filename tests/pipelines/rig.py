@@ -101,9 +101,11 @@ class Rig:
 @contextmanager
 def make_rig(
     postgres: SharedPostgres, broker: Broker, folder: Path, *, through: Callable[[str], str] = str,
-    modules: tuple[str, ...] = (), more: Mapping[str, str] | None = None,
+    modules: tuple[str, ...] = (), more: Mapping[str, str] | None = None, dead_after: str = DEAD_AFTER,
 ) -> Iterator[Rig]:  # fmt: skip
-    """A rig; its processes reach the database by the URL that `through` makes of its own."""
+    """A rig; its processes reach the database by the URL that `through` makes of its own. A worker that is silent for
+    `dead_after` seconds is taken for dead.
+    """
     with ExitStack() as stack:
         name = stack.enter_context(database(postgres.url, postgres.template))
         url = with_database(postgres.url, name)
@@ -117,7 +119,7 @@ def make_rig(
             **(more or {}),
             "DATABASE_URL": through(url), "AMQP_URL": stack.enter_context(broker.vhost()),
             "REMOTE_URL": f"http://127.0.0.1:{server.server_port}", periods.SHORT_PERIODS: DEAD_AFTER,
-            periods.DEAD_AFTER: DEAD_AFTER,
+            periods.DEAD_AFTER: dead_after,
         }  # fmt: skip
         actors = ("callboard.actors", periods.MODULE, *modules)
         worker = Worker(actors, folder / "worker.log", env=environment, threads=10)

@@ -24,7 +24,9 @@ def rig(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CALLBOARD_PREPARE", "off")
-        with make_rig(shared_postgres, broker, tmp_path_factory.mktemp("rig"), through=through) as made:
+        # Nobody sees by its session that a worker lives, which may be silent for a while on a busy machine.
+        folder = tmp_path_factory.mktemp("rig")
+        with make_rig(shared_postgres, broker, folder, through=through, dead_after="30") as made:
             yield made
 
 

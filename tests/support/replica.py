@@ -9,7 +9,7 @@ from callboard.commands.services import NotStarted, Process, Server, wait_until
 from callboard.commands.services.postgres_data import embedded, give, user_for
 from tests.support.services import postgres_programs
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 def follow(primary: Server, server: Server) -> None:
@@ -40,7 +40,7 @@ def is_followed(primary: Server) -> bool:
 
 def promote(server: Server) -> None:
     """Make a replica a primary; it takes writes when this returns."""
-    ask(server, "SELECT pg_promote(true, 60)")
+    assert ask(server, f"SELECT pg_promote(true, {SECONDS:.0f})") is True
 
 
 def configure(server: Server, **values: str) -> None:

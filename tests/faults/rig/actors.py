@@ -40,8 +40,9 @@ class Once(Exception):
 @dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
 def work(number: int, fate: str = "succeed", seconds: float = 0.0, gate: str = "") -> dict[str, int] | None:
     """Take some seconds, and wait until the file `gate` is there or the job is stopped; then fail for good, once, or
-    until retried by hand, skip, give a result, or just succeed.
+    until retried by hand, skip, give a result, or just succeed. `{attempt}` in the name of the file is the attempt's.
     """
+    gate = gate.replace("{attempt}", str(callboard.current().attempt))
     with logged_run():
         time.sleep(seconds)
         while gate and not Path(gate).exists() and not callboard.current().cancelled:

@@ -108,7 +108,9 @@ class Proxy:
 
 def _connect(target: Address) -> socket.socket:
     if isinstance(target, tuple):
-        return socket.create_connection(target, timeout=10)
+        server = socket.create_connection(target, timeout=10)
+        server.settimeout(None)  # it may take its time later
+        return server
     server = socket.socket(socket.AF_UNIX)
     try:
         server.connect(target)

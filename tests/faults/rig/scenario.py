@@ -30,6 +30,9 @@ NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uplo
 TIMEOUT = 300.0
 #: Seconds between two looks at what a test waits for.
 POLL = 0.2
+#: As `short_periods`: no search for lost messages comes to an end within a test, so that none takes what was given back
+#: for lost while it waits behind what was sent later. A message that is lost keeps its job from its end.
+NO_SEARCH = 2 * TIMEOUT
 #: Seconds after a worker's end in which its processes are gone.
 BURY_SECONDS = 3.0
 Result = TypeVar("Result")
@@ -184,8 +187,17 @@ class Scenario:
         """Wait until all threads have items in hand that wait for a gate, as those from `start` on do. So
         items end after the fault that comes, whatever lies in the queue by then.
         """
+        self.wait_for(job, lambda _: self._at_gate(job, start, threads))
+
+    def wait_at_work(self, job: callboard.Job, count: int, start: int, threads: int) -> None:
+        """Wait until more than `count` items succeeded; or until all threads wait for a gate, as the items from `start`
+        on do: what a busy worker gave back lies behind these in the queue, and may be more than was to come.
+        """
+        self.wait_for(job, lambda status: status["succeeded"] > count or self._at_gate(job, start, threads))
+
+    def _at_gate(self, job: callboard.Job, start: int, threads: int) -> bool:
         waiting = "SELECT count(*) FROM callboard.running WHERE job_id = %s AND item >= %s"
-        self.wait_for(job, lambda _: self.sql(waiting, job.id, start) == [(threads,)])
+        return self.sql(waiting, job.id, start) == [(threads,)]
 
     def watch(self, job: callboard.Job, *, reopened: bool = False) -> JobWatcher:
         """Watch a job's counts for the length of a block; `assert_completed` asks what the watcher saw."""

@@ -23,7 +23,7 @@ from tests.support.workers import wait_until
 
 QUEUE = "default"
 #: Seconds for PostgreSQL to be back.
-REVIVAL = 60.0
+REVIVAL = 300.0
 
 
 @dataclass

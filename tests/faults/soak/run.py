@@ -21,12 +21,14 @@ from tests.faults.soak.injector import ERRORS, FaultInjector
 from tests.faults.soak.load import MODULE, Load
 from tests.faults.soak.plan import Fault
 from tests.faults.soak.verdict import Verdict, account, growth
-from tests.faults.soak.watch import Watch
+from tests.faults.soak.watch import Moment, Watch
 from tests.support.nodes import Node
 from tests.support.workers import wait_until
 
 #: Seconds for everything to end when no more faults come.
-CALM = 180.0
+CALM = 600.0
+#: Seconds after which a fault comes again that hit nobody.
+AGAIN = 0.5
 #: Connections that a worker's process may have: to PostgreSQL, as the README says; to RabbitMQ one for each of two
 #: queues, for what is delayed in each, and for publishing, and as many again by which these threads declare a queue
 #: that was gone.
@@ -71,7 +73,7 @@ class Soak:
     environment: dict[str, str] = field(default_factory=dict)
     modules: Sequence[str] = MODULES
     done: Counter[str] = field(default_factory=Counter)
-    over: list[tuple[float, Fault]] = field(default_factory=list)  # when each fault was over
+    over: list[tuple[Moment, Fault]] = field(default_factory=list)  # when each fault was over
 
     def run(self) -> Verdict:
         """All of it, from the main thread: what it starts ends with the thread that started it."""
@@ -99,10 +101,12 @@ class Soak:
             load.tend(watch.open)
             injector.thaw()
             if due and time.monotonic() >= began + due[0].at:
-                self._do(due.pop(0), injector, began)
+                fault = due.pop(0)
+                if not self._do(fault, injector, began) and time.monotonic() < began + self.length + CALM:
+                    due.insert(0, fault._replace(at=time.monotonic() - began + AGAIN))
             time.sleep(0.05)
 
-    def _do(self, fault: Fault, injector: FaultInjector, began: float) -> None:
+    def _do(self, fault: Fault, injector: FaultInjector, began: float) -> int:
         at = time.monotonic() - began
         try:
             hit = injector.inject(fault)
@@ -110,8 +114,9 @@ class Soak:
             hit = 0
             self.say(f"{at:7.1f} s  {fault.kind} could not be done: {str(error).splitlines()[0]}")
         self.done[fault.kind] += bool(hit)
-        self.over.append((time.monotonic(), fault))
+        self.over.append((Moment.now(), fault))
         self.say(f"{at:7.1f} s  {fault.kind}: {hit} hit")
+        return hit
 
     def _calm(self, load: Load, injector: FaultInjector, watch: Watch) -> list[Any]:
         """No more faults: everything ends. What has not, is given back."""
@@ -163,7 +168,7 @@ class Soak:
         """What grew or is more than it may be, and what was measured."""
         spared = self.scenario.workers[1]
         pids = (spared.pid, *spared.children())
-        half = self.over[len(self.over) // 2][0] if self.over else 0.0
+        half = self.over[len(self.over) // 2][0].seconds if self.over else 0.0
         kept = {pid: [s for s in watch.samples[pid] if s.moment > half] for pid in pids}
         grown = [line for samples in kept.values() for line in growth(samples)]
         measured = [_use(samples) for samples in kept.values() if samples]
@@ -172,10 +177,10 @@ class Soak:
             "connections to RabbitMQ": (lambda: len(self.before_broker), 2 * TO_RABBITMQ),
         }
         for name, (count, most) in limits.items():
-            wait_until(lambda: count() <= most, 20, pause=0.5)
+            wait_until(lambda: count() <= most, CALM, pause=0.5)
             measured.append(f"{name} in the end: {count()}")
             grown += [f"{name}: {count()}, more than {most}"] if count() > most else []
-        wait_until(lambda: not self._dead_rows(), 60, pause=1)
+        wait_until(lambda: not self._dead_rows(), CALM, pause=1)
         return grown + self._dead_rows(), measured
 
     def _backends(self) -> int:

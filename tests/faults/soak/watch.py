@@ -5,7 +5,7 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import psycopg
 
@@ -15,11 +15,24 @@ from callboard.sql.states import ITEM_STATES
 from tests.faults.rig.job_watcher import FINAL
 from tests.faults.rig.scenario import Scenario
 from tests.faults.soak.verdict import Sample
+from tests.support.timer import stalled
 
 PAUSE = 0.1
 #: Seconds between two samples of what processes use.
 SAMPLE = 2.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Moment(NamedTuple):
+    """A time of the monotonic clock, and the seconds before it in which some process waited for a processor."""
+
+    seconds: float
+    stalled: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """This one."""
+        return cls(time.monotonic(), stalled())
 
 
 class Watch:
@@ -28,7 +41,7 @@ class Watch:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.open = 0
-        self.progress: list[tuple[float, int]] = []  # when the number of final items grew, and to what
+        self.progress: list[tuple[Moment, int]] = []  # when the number of final items grew, and to what
         self.wrong: list[dict[str, Any]] = []
         self.samples: dict[int, list[Sample]] = defaultdict(list)
         self.readings = 0
@@ -45,9 +58,12 @@ class Watch:
         self._stopping.set()
         self._thread.join(30)
 
-    def recovered(self, since: float) -> float:
-        """Seconds from a moment to the next progress; what has not come yet counts as until now."""
-        return next((at for at, _ in self.progress if at > since), time.monotonic()) - since
+    def recovered(self, since: Moment) -> float:
+        """Seconds from a moment to the next progress in which no process waited for a processor; what has not come yet
+        counts as until now.
+        """
+        then = next((at for at, _ in self.progress if at.seconds > since.seconds), Moment.now())
+        return max(then.seconds - since.seconds - (then.stalled - since.stalled), 0.0)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -70,7 +86,7 @@ class Watch:
         self.open = sum(job["total"] - sum(job[state] for state in FINAL) for job in jobs)
         final = sum(sum(counts.values()) for counts in self._last.values())
         if not self.progress or final > self.progress[-1][1]:
-            self.progress.append((time.monotonic(), final))
+            self.progress.append((Moment.now(), final))
 
     def _sample(self, now: float) -> None:
         if now - self._sampled < SAMPLE:
