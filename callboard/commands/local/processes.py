@@ -14,7 +14,7 @@ from callboard.commands.services import NotStarted, Process
 from callboard.commands.services.child_process import last_line, tail
 
 #: Seconds that a child may take to start, and a worker to finish its running items.
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 30.0
 
 LOG_FORMAT = "[%(asctime)s] [%(threadName)s] [%(name)s] [%(levelname)s] %(message)s"
@@ -36,11 +36,12 @@ class Child(Process):
         return super().start()
 
     def wait(self) -> None:
-        """Wait until it is ready. Raises NotStarted with the last line of its log."""
+        """Wait until it is ready. Raises NotStarted with the last line of its log, or saying that there is none."""
         try:
             self.wait_ready(lambda: self.ready_text in tail(self.log, 1000), START_SECONDS)
         except NotStarted:
-            raise NotStarted(f"{self.name} did not start: {last_line(self.log)} (its log: {self.log})") from None
+            why = last_line(self.log) or "it said nothing"
+            raise NotStarted(f"{self.name} did not start: {why} (its log: {self.log})") from None
 
 
 def worker(number: int, threads: int, folder: Path) -> Child:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from callboard.commands.errors import CommandError
+from callboard.commands.local.processes import Child
 from callboard.commands.local.stack import LocalStack
-from callboard.commands.services import Process
+from callboard.commands.services import NotStarted, Process
 from tests.support.programs import fault, left, run, running
 from tests.support.workers import wait_until
 
@@ -63,12 +64,11 @@ def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
     with running(tmp_path, "up", "--processes", "2", "--threads", "2", until="Ctrl-C") as up:
         assert stat.S_IMODE((tmp_path / ".callboard" / "up.json").stat().st_mode) == 0o600
         assert works(tmp_path)
-        with urllib.request.urlopen(addresses(tmp_path)["web_url"] + "readyz") as answer:
-            assert answer.status == 200
+        assert wait_until(lambda: answers(tmp_path, "readyz"), 300)  # the broker must answer it within seconds
         assert "another `callboard up` runs in" in fault(tmp_path, "up")
         kill_a_worker(up)
         os.kill(children(up.pid, "serve")[0], signal.SIGKILL)
-        assert wait_until(lambda: served(tmp_path), 300)
+        assert wait_until(lambda: answers(tmp_path, "healthz"), 300)
         for name in ("worker 1", "the web app"):
             assert wait_until(lambda said=f"{name} ended by itself": said in up.log.read_text(), 300)  # type: ignore[misc]
         os.kill(up.pid, signal.SIGKILL)
@@ -83,9 +83,10 @@ def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
     assert "Killing" not in ended
 
 
-def served(folder: Path) -> bool:
+def answers(folder: Path, path: str) -> bool:
+    """Whether the web app answers, and does not refuse."""
     try:
-        urllib.request.urlopen(addresses(folder)["web_url"] + "healthz").close()
+        urllib.request.urlopen(addresses(folder)["web_url"] + path).close()
     except OSError:
         return False
     return True
@@ -136,6 +137,12 @@ def test_an_up_that_cannot_start_is_an_error_of_one_line(
     assert said in line
     assert "secret" not in line
     assert wait_until(lambda: not left(tmp_path), 300), left(tmp_path)
+
+
+def test_a_child_that_ends_without_a_word_is_said_to_have_said_nothing(tmp_path: Path) -> None:
+    child = Child("the child", tmp_path / "log", "ready", "keyword").start()
+    with pytest.raises(NotStarted, match=r"^the child did not start: it said nothing \(its log: "):
+        child.wait()
 
 
 def test_up_without_rabbitmq_says_that_it_uses_the_in_process_broker(
@@ -208,7 +215,7 @@ def test_up_replaces_workers_when_a_source_changes_and_loses_no_item(
 def test_up_without_workers_runs_the_servers_only(tmp_path: Path, amqp_url: str) -> None:
     with running(tmp_path, "up", "--no-workers", env={"AMQP_URL": amqp_url}, until="Ctrl-C") as up:
         assert children(up.pid, "dramatiq") == []
-        assert served(tmp_path)
+        assert answers(tmp_path, "healthz")
         assert "none is alive" in run(tmp_path, "doctor", "--no-ping").stdout
         assert up.stop(300) == 0
     assert "in-process broker has none" in fault(tmp_path, "up", "--reload", "--in-process", code=2)
