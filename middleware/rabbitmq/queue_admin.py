@@ -115,11 +115,11 @@ def parameters_of(address: str) -> pika.URLParameters:
 
 
 @contextmanager
-def connected(addresses: str, seconds: float = ANSWER_SECONDS) -> Iterator[pika.BlockingConnection]:
-    """A connection to the first node that answers, each within so many seconds. Raises NoAnswer, also for what fails in
-    the block.
+def connected(addresses: str, seconds: float | None = None) -> Iterator[pika.BlockingConnection]:
+    """A connection to the first node that answers, each within so many seconds (None: `ANSWER_SECONDS`). Raises
+    NoAnswer, also for what fails in the block.
     """
-    why = ""
+    seconds, why = ANSWER_SECONDS if seconds is None else seconds, ""
     for address in addresses.split(";"):
         parameters = parameters_of(address)
         parameters.socket_timeout = parameters.stack_timeout = seconds

@@ -28,6 +28,7 @@ def browser() -> Iterator[Browser]:
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         raise RuntimeError(f"these tests need one of {', '.join(NAMES)}: install the package chromium-headless-shell")
+    expect.set_options(timeout=300_000)
     with sync_playwright() as playwright:
         # Chromium's sandbox does not work for root.
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
@@ -59,7 +60,6 @@ def address(shared_url: str) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """An empty page. A script error or a violation of the page's policy fails the test."""
-    expect.set_options(timeout=300_000)
     context = browser.new_context(viewport={"width": 1280, "height": 3000})  # all of a page is on screen
     context.set_default_timeout(300_000)
     page = context.new_page()
@@ -74,7 +74,6 @@ def page(browser: Browser) -> Iterator[Page]:
 @pytest.fixture
 def plain_page(browser: Browser) -> Iterator[Page]:
     """A page without JavaScript."""
-    expect.set_options(timeout=300_000)
     context = browser.new_context(java_script_enabled=False)
     context.set_default_timeout(300_000)
     yield context.new_page()

@@ -14,6 +14,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from callboard.commands.services.ports import free_ports
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Failure, Running
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, submission, tokens
@@ -267,12 +268,13 @@ def test_a_stage_that_fails_to_be_made_shows_its_traceback_and_can_be_retried(
 def test_a_lost_connection_is_shown_until_it_is_back(page: Page, conn: Conn, shared_url: str) -> None:
     job = make_job(conn, 4)
     app = open_app(shared_url)
-    with served(app) as address:
+    (port,) = free_ports(1)  # none that a system gives to some outgoing connection meanwhile
+    with served(app, port) as address:
         page.goto(f"{address}/jobs/{job}")
         expect(page.locator("#live")).to_have_text("live")
     expect(page.locator("#live")).to_have_text(re.compile(r"^reconnecting in \d s$"), timeout=LATER)
     record(conn, job, {"succeeded": [0]})
-    with served(app, urlsplit(address).port or 0):
+    with served(app, port):
         expect(page.locator("#live")).to_have_text("live", timeout=LATER)
         expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=LATER)
 
@@ -684,7 +686,12 @@ def test_a_refused_action_is_shown(page: Page, conn: Conn, address: str) -> None
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("alert")).to_have_text("the server did not answer as it should", timeout=SOON)
     page.unroute("**/pause")
-    page.route("**/pause", lambda route: route.continue_(url=route.request.url.replace("pause", "resume")))
-    cancel(conn, job)
+
+    def too_late(route: Route) -> None:
+        """The job is cancelled when the button, which goes with that, was clicked."""
+        cancel(conn, job)
+        route.continue_(url=route.request.url.replace("pause", "resume"))
+
+    page.route("**/pause", too_late)
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("alert")).to_contain_text(f"job {job} is cancelled", timeout=SOON)

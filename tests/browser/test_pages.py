@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from callboard.middleware.rabbitmq import queue_admin
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
 from callboard.sql.writes import tokens
@@ -337,6 +338,7 @@ def test_workers_come_and_go_on_their_page(page: Page, conn: Conn, address: str)
 def test_dead_letters_are_put_back_by_their_button(
     page: Page, plain_page: Page, conn: Conn, address: str, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(queue_admin, "ANSWER_SECONDS", 300.0)
     make_worker(conn, "work")
     job = make_job(conn, 2)
     record(conn, job, {"failed": [0, 1]})

@@ -14,6 +14,8 @@ import pytest
 from callboard.commands import doctor
 from callboard.commands.main import main
 from callboard.middleware.ping import PING
+from callboard.middleware.rabbitmq import queue_admin
+from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import actions, submission
@@ -40,6 +42,7 @@ def here(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """This process has the worker's database and broker."""
     for name in ("DATABASE_URL", "AMQP_URL"):
         monkeypatch.setenv(name, pipeline.environment[name])
+    monkeypatch.setattr(queue_admin, "ANSWER_SECONDS", TIMEOUT)
     return pipeline
 
 
@@ -54,7 +57,7 @@ def examined(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, di
 
 
 def test_a_ping_goes_through_every_queue_and_leaves_nothing(here: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = examined(capsys)
+    code, found = examined(capsys, "--timeout", f"{TIMEOUT:.0f}")
     assert code == 0, found
     assert not [f for findings in found.values() for f in findings if f["state"] == "wrong"]
     pings = {about: findings[0]["found"] for about, findings in found.items() if about.startswith("ping")}
@@ -72,6 +75,7 @@ def test_a_ping_goes_through_every_queue_and_leaves_nothing(here: Pipeline, caps
 def test_what_stands_still_is_named_with_what_to_do(here: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     failed = here.submit("stubborn", {"number": 1, "wins_at": 4})
     assert failed.wait(TIMEOUT)["failed"] == 1
+    assert wait_until(lambda: here.ready("default.XQ") > 0, TIMEOUT)
     waits = here.submit("work", {"number": 1}, delay="1h")
     with connect(here.environment["DATABASE_URL"]) as conn:
         stuck = submission.create_job(
@@ -129,6 +133,7 @@ def test_who_locks_others_out_is_named(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setattr(doctor, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(timings, "ACTION_LOCK_WAIT_SECONDS", TIMEOUT)
     job = make_job(conn, 1)
     with psycopg.connect(database_url, application_name="psql") as other, ThreadPoolExecutor(1) as thread:
         other.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (job,))

@@ -77,12 +77,23 @@ def test_no_other_process_of_the_tests_has_a_worker_meanwhile(callboard_worker):
 """
 
 
+#: A plug-in. On a busy machine a job may take longer than an app's tests wait.
+PATIENT = """
+def pytest_collection_finish():
+    from callboard.testing import CallboardWorker
+
+    for wait in (CallboardWorker.run, CallboardWorker.wait):
+        wait.__kwdefaults__["timeout"] = 300.0
+"""
+
+
 def run_pytest(folder: Path, *options: str) -> str:
     """What it says; every test passes."""
+    (folder / "patient.py").write_text(PATIENT)
     production = {"DATABASE_URL": "postgresql://127.0.0.1:1/production", "AMQP_URL": "amqp://127.0.0.1:1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options], check=False,
-        cwd=folder, env=environment(production), capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "patient", *options],
+        check=False, cwd=folder, env=environment(production), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

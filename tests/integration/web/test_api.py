@@ -20,7 +20,8 @@ from starlette.routing import Mount
 from callboard import Identity
 from callboard.commands.services import Server
 from callboard.middleware.process import outage
-from callboard.sql import pool
+from callboard.middleware.rabbitmq import queue_admin
+from callboard.sql import pool, timings
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import AsyncConn, Conn, connect
 from callboard.sql.reads import queries
@@ -341,6 +342,8 @@ def test_a_bug_is_a_500_without_its_traceback(database_url: str) -> None:
 def test_readyz_is_ready_when_database_and_broker_answer(
     app: Starlette, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(health, "BROKER_SECONDS", 300.0)
+    monkeypatch.setattr(queue_admin, "ANSWER_SECONDS", 300.0)
     monkeypatch.setenv("AMQP_URL", f"amqp://127.0.0.1:1;{amqp_url}")
     (answer,) = get(app, "/readyz")
     assert answer.json() == {"status": "ready", "checks": {"database": "ok", "broker": "ok"}}
@@ -368,6 +371,7 @@ def test_probes_at_the_same_time_ask_the_broker_once(app: Starlette, monkeypatch
 
     monkeypatch.setattr(health, "_database", arrive)
     monkeypatch.setattr(health, "_answers", answers)
+    monkeypatch.setattr(health, "BROKER_SECONDS", 300.0)
     monkeypatch.setenv("AMQP_URL", "amqp://one.example")
     assert {answer.status_code for answer in get(app, *["/readyz"] * probes)} == {200}
     assert len(asked) == 1
@@ -383,13 +387,14 @@ def test_a_probe_waits_for_the_broker_no_longer_than_a_probe_may(
 
     def answers(url: str) -> bool:
         asked.append(url)
-        return end.wait(10)
+        return end.wait(300)
 
     async def probe() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             found = [await client.get("/readyz") for _ in range(2)]
             end.set()
             await asyncio.gather(*health._asked.values())
+            monkeypatch.setattr(health, "BROKER_SECONDS", 300.0)
             return [*found, await client.get("/readyz")]
 
     monkeypatch.setattr(health, "_answers", answers)
@@ -476,6 +481,7 @@ def test_changes_that_wait_hold_up_neither_reads_nor_pages(
     conn: Conn, app: Starlette, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "WAIT_SECONDS", 300.0)
+    monkeypatch.setattr(timings, "ACTION_LOCK_WAIT_SECONDS", 300.0)
     monkeypatch.delenv("AMQP_URL", raising=False)
     job, changes, refused = make_job(conn, 1), 60, 3
 

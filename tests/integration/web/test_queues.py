@@ -11,6 +11,7 @@ import pytest
 
 from callboard import Identity
 from callboard.commands.main import main
+from callboard.middleware.rabbitmq import queue_admin
 from callboard.web import create_app
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
@@ -38,6 +39,7 @@ def http(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.
     """A client of the app on that database and RabbitMQ."""
     for name in ("DATABASE_URL", "AMQP_URL"):
         monkeypatch.setenv(name, pipeline.environment[name])
+    monkeypatch.setattr(queue_admin, "ANSWER_SECONDS", TIMEOUT)
     with (
         served(open_app(pipeline.environment["DATABASE_URL"])) as address,
         httpx.Client(base_url=address, timeout=300) as client,
