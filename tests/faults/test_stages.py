@@ -41,7 +41,7 @@ def staged(make: str = "again", count: int = ITEMS, seconds: float = 0.0) -> cal
 
 def prove(scenario: Scenario, job: callboard.Job, count: int = ITEMS) -> dict[str, Counter[int]]:
     """It completes, each stage with exactly its items, each of them once, and in the order of the results."""
-    scenario.wait_for(job, lambda status: status["state"] in JOB_FINAL, 240)
+    scenario.wait_for(job, lambda status: status["state"] in JOB_FINAL, 2 * TIMEOUT)
     found = scenario.status(job)
     assert found["state"] == "completed", found
     told = [(stage["total"], stage["succeeded"]) for stage in found["stages"]]

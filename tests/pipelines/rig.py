@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import callboard
 from callboard.commands.local.remote_world import Server, World
@@ -23,6 +23,8 @@ from tests.support.vhosts import Broker
 from tests.support.workers import Worker, wait_until
 
 TIMEOUT = 300.0
+#: The statuses of some jobs that were read together, in order.
+Seen: TypeAlias = list[tuple[dict[str, Any], ...]]
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER = "3"
 
@@ -73,9 +75,11 @@ class Rig:
         return wait_until(lambda: job.status()["progress"] >= progress, TIMEOUT, pause=0.02)
 
     @contextmanager
-    def watched(self, *jobs: callboard.Job) -> Iterator[list[tuple[dict[str, Any], ...]]]:
-        """Read the jobs again and again during the block, as a page does; the different statuses, in order."""
-        seen: list[tuple[dict[str, Any], ...]] = []
+    def watched(self, *jobs: callboard.Job, seen: Seen | None = None) -> Iterator[Seen]:
+        """Read the jobs again and again during the block, as a page does; the different statuses, in order, in a list
+        that may be given.
+        """
+        seen = [] if seen is None else seen
         over = threading.Event()
 
         def look() -> None:

@@ -5,6 +5,8 @@ With CALLBOARD_TEST_LONG=1 there are 10,000.
 
 import os
 import threading
+from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from callboard.commands.local import remote_world
 from callboard.commands.local.remote_world import AGAINST_POLICY, WITH_AD, WITHOUT_AD, Answer, World
 from callboard.commands.services.ports import free_ports
-from tests.pipelines.rig import TIMEOUT, Rig
+from tests.pipelines.rig import TIMEOUT, Rig, Seen
 from tests.support.programs import running
 from tests.support.workers import wait_until
 
@@ -35,15 +37,37 @@ SELECT extract(epoch FROM max(finished_at) - min(finished_at))::float FROM (
 """
 
 
-def test_thousands_of_ads_while_worker_and_web_app_are_killed(rig: Rig, tmp_path: Path) -> None:
+def as_it_is_seen(seen: Seen) -> Callable[[World, str, Any], Answer]:
+    """The service that creates ads. It answers a hundredth of all calls, and then none for two seconds or until the job
+    was seen to have moved: a busy machine may let nobody look for a while.
+    """
+    create_ad, counting, answers_at = remote_world.SERVICES["ads"], threading.Lock(), Counter[int]()
+
+    def may_answer() -> bool:
+        with counting:
+            answers_at[len(seen)] += 1
+            return answers_at[len(seen)] <= ADS // 100
+
+    def watched(world: World, path: str, sent: Any) -> Answer:
+        made = create_ad(world, path, sent)
+        wait_until(may_answer, 2)
+        return made
+
+    return watched
+
+
+def test_thousands_of_ads_while_worker_and_web_app_are_killed(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Percentage after percentage is seen on the way, and the counts are right at the end."""
     rig.world.seconds = 0.08
+    monkeypatch.setitem(remote_world.SERVICES, "ads", as_it_is_seen(seen := Seen()))
     (port,) = free_ports(1)
     serve, address = ("serve", "--port", str(port)), f"http://127.0.0.1:{port}/api/v1/jobs"
     token = rig.token()
     ad_groups = f"(c, g) for g in range({GROUPS}) for c in range(1, {CUSTOMERS + 1})"
     (job,) = rig.submit("theme_ads", f"theme_ads.submit(({ad_groups}), delay='1s')")
-    with rig.watched(job) as seen:
+    with rig.watched(job, seen=seen):
         with running(tmp_path, *serve, env=rig.environment) as web:
             assert rig.reaches(job, 0.2)
             rig.restart_worker()
@@ -61,7 +85,7 @@ def test_thousands_of_ads_while_worker_and_web_app_are_killed(rig: Rig, tmp_path
             assert wait_until(has_ended, TIMEOUT, pause=0.1)
         assert rig.reaches(job, 1)
     status = job.wait(TIMEOUT)
-    # The reader has a processor when the machine gives it one: it may miss the first ones, and many in between.
+    # Ads that are in hand together end together, and the reader may miss the first ones.
     assert len({int(100 * now["progress"]) for (now,) in seen}) > 40
     assert all(sum(now[name] for name in COUNTS) == now["total"] for (now,) in seen if now["sealed"])
     # An ad that a killed worker had created exists already when its item runs again.

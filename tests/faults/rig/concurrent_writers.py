@@ -60,7 +60,7 @@ class ConcurrentWriters:
                     run.result(300)
             finally:
                 self._over.set()
-            recounting.result(60)
+            recounting.result(300)
 
     def act(self, conn: Conn, job: int, action: str, given: Any = None) -> None:
         """Do an action to a job."""

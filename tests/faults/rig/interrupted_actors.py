@@ -7,7 +7,11 @@ import dramatiq
 from dramatiq.middleware import Shutdown
 
 import callboard
+from callboard.commands.services import wait_until
 from tests.faults.rig.run_log import logged_run
+
+#: What began to work, and what was told to end, one entry each.
+_begun, _told = list[None](), list[None]()
 
 
 def work_on() -> None:
@@ -15,10 +19,13 @@ def work_on() -> None:
     and tells nobody else once that set has changed meanwhile.
     """
     try:
+        _begun.append(None)
         while True:
             time.sleep(0.01)
     except Shutdown:
-        time.sleep(1)
+        _told.append(None)
+        wait_until(lambda: len(_told) == len(_begun), 60)
+        time.sleep(1)  # Dramatiq may not have seen yet that this was the last
         raise
 
 
