@@ -4,6 +4,7 @@ nothing to sweep it gives the lease up for a while.
 
 import logging
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,8 @@ REST_SECONDS = 40.0
 SAMPLE_SECONDS = 4.0
 #: Open jobs that one round looks at; the next rounds look at the others. More would hold up the rest of a round.
 PAGE_JOBS = 400
+#: Seconds after which a step that writes job by job begins no further one: each may wait for a lock.
+APART_SECONDS = 2.0
 #: Seconds between two searches for lost messages.
 SEARCH_SECONDS = 5.0
 
@@ -150,7 +153,7 @@ class Sweep:
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
             yield from (_rescue_dead, sweep.drop_unheld_running, _stop_abandoned)
         yield from (_queue_lapsed_sends, sweep.analyze_grown_tables)
-        yield from (_seal_standing, _stop_late, _close_stopped, stages.update_parents)
+        yield from (_seal_standing, _stop_late, _close_stopped, _update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
             yield from (self._look_at_jobs, sweep.drop_messages_of_ended_jobs, claims.make_postponed_due)
@@ -193,6 +196,24 @@ def _run(conn: Conn, steps: Iterable[Step]) -> None:
         raise misconfigured
 
 
+def _write_all(conn: Conn, statement: Callable[..., list[int]], page: JobPage = ALL_JOBS) -> list[int]:
+    """Run a statement that writes the jobs of a page that it finds; return these. If one of them can't be written, as a
+    trigger of the user's or a lock may cause, write each alone, for `APART_SECONDS` at most: so in random order.
+    """
+    try:
+        written = statement(conn, page)
+    except (*DATA_ERRORS, LockNotAvailable):
+        written, until = [], time.monotonic() + APART_SECONDS
+
+        def write(conn: Conn, job: int) -> None:
+            if time.monotonic() < until:
+                written.extend(statement(conn, JobPage(job - 1, job)))
+
+        found = statement(conn, page, writes=False)
+        _run(conn, [partial(write, job=job) for job in random.sample(found, len(found))])
+    return written
+
+
 def _rescue_dead(conn: Conn) -> None:
     _run(conn, [partial(rescue, worker=worker) for worker in workers.dead_workers(conn)])
 
@@ -203,7 +224,7 @@ def _queue_lapsed_sends(conn: Conn) -> None:
 
 
 def _stop_abandoned(conn: Conn) -> None:
-    for job in submission.fail_abandoned_submissions(conn):
+    for job in _write_all(conn, submission.fail_abandoned_submissions):
         log.warning("job %d is stopped: its submission broke off", job)
 
 
@@ -222,24 +243,24 @@ def _seal_standing(conn: Conn) -> None:
 
 
 def _stop_late(conn: Conn) -> None:
-    for job in jobs.stop_overdue_jobs(conn):
+    for job in _write_all(conn, jobs.stop_overdue_jobs):
         log.warning("job %d is stopped: its deadline passed", job)
 
 
 def _close_stopped(conn: Conn) -> None:
-    """Close the jobs that are being stopped: each alone, if one of them can't be closed."""
-    try:
-        jobs.close_stopped(conn)
-    except (*DATA_ERRORS, LockNotAvailable):
-        stopping = [control.job for control in workers.job_controls(conn) if control.stopping]
-        _run(conn, [partial(jobs.close_stopped, page=JobPage(job - 1, job)) for job in stopping])
+    _write_all(conn, jobs.close_stopped)
+
+
+def _update_parents(conn: Conn) -> None:
+    for error in stages.update_parents(conn):
+        _log_error(error)
 
 
 def _stop_without_actor(conn: Conn, page: JobPage) -> None:
-    for job in jobs.stop_jobs_without_actor(conn, page):
+    for job in _write_all(conn, jobs.stop_jobs_without_actor, page):
         log.warning("job %d is stopped: no worker announced its actor", job)
 
 
 def _close(conn: Conn, page: JobPage) -> None:
-    for job in jobs.close_jobs(conn, page):
+    for job in _write_all(conn, jobs.close_jobs, page):
         log.error("job %d had ended and was not closed; it is closed now. Please report this", job)

@@ -93,25 +93,26 @@ epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_o
 -- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job whose
 -- deadline is before its creation, as it was given or by an action during the submission, is stopped when the submission
 -- is over, so that its submitter gets the same answer each time: the job, which is cancelled a moment later.
--- Caller: the sweep. Rows: (id). Lock order: jobs without waiting for any: the next look has what is locked; then their
--- turns, for LOCK_WAIT_SECONDS at most.
+-- Caller: the sweep; not with `writes`: to find them. Rows: (id). Lock order: jobs without waiting for any: the next look
+-- has what is locked; then their turns, for LOCK_WAIT_SECONDS at most.
 WITH late AS (
-    SELECT id FROM callboard.jobs
-    WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL AND {of_page}
       AND (sealed OR deadline > created_at OR submitting_until > now() IS NOT TRUE)
-    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    ORDER BY j.id FOR NO KEY UPDATE SKIP LOCKED
+), stopped AS (
+    UPDATE callboard.jobs AS j
+    SET stopping = 'cancelled', {stops},
+        reason = 'its deadline passed with ' || total - succeeded - failed - skipped - cancelled || ' items to go'
+                 || CASE WHEN stage > 0 AND NOT sealed THEN ', and others not made yet' ELSE '' END
+    FROM late, {lock_wait} WHERE j.id = late.id AND %(writes)s
 )
-UPDATE callboard.jobs AS j
-SET stopping = 'cancelled', {stops},
-    reason = 'its deadline passed with ' || total - succeeded - failed - skipped - cancelled || ' items to go'
-             || CASE WHEN stage > 0 AND NOT sealed THEN ', and others not made yet' ELSE '' END
-FROM late, {lock_wait} WHERE j.id = late.id
-RETURNING j.id
+SELECT id FROM late
 
 -- name: stop_jobs_without_actor
 -- Jobs whose actor no worker announced in the time for that. Transition: open -> stopping, to be failed, with the reason.
 -- Guard: neither paused nor stopping; of a stage, the one before has ended. The time begins when the job could have run.
--- Caller: the sweep. Rows: (id). Lock order: as of `stop_overdue_jobs`.
+-- Caller: the sweep. Rows, `writes` and lock order: as of `stop_overdue_jobs`.
 WITH waiting AS (
     SELECT j.id FROM callboard.jobs AS j
     LEFT JOIN callboard.jobs AS before ON before.parent_id = j.parent_id AND before.stage = j.stage - 1
@@ -121,13 +122,14 @@ WITH waiting AS (
       AND greatest(j.created_at, j.not_before, j.control_at, before.finished_at)
           < now() - make_interval(secs => %(actor_wait)s::float8)
     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+), stopped AS (
+    UPDATE callboard.jobs AS j
+    SET stopping = 'failed', {stops},
+        reason = 'no worker announced the actor ' || actor || ' in the time that CALLBOARD_ACTOR_WAIT gives: start a worker'
+                 || ' that has it, and retry the job'
+    FROM waiting, {lock_wait} WHERE j.id = waiting.id AND %(writes)s
 )
-UPDATE callboard.jobs AS j
-SET stopping = 'failed', {stops},
-    reason = 'no worker announced the actor ' || actor || ' in the time that CALLBOARD_ACTOR_WAIT gives: start a worker'
-             || ' that has it, and retry the job'
-FROM waiting, {lock_wait} WHERE j.id = waiting.id
-RETURNING j.id
+SELECT id FROM waiting
 
 -- name: stop_jobs_of_queue
 -- The messages of a queue are dropped. Transition: open -> stopping, to be cancelled. Guard: not stopping, has items that
@@ -164,7 +166,7 @@ SELECT EXISTS (
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (CONTROLS_HEARD_SECONDS), or nothing was ever published and no publisher is at
 -- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
--- Caller: actions.cancel, stages, the heartbeat, the sweep. Rows: (id). Lock order: as of `stop_overdue_jobs`.
+-- Caller: actions.cancel, stages, the heartbeat, the sweep. Rows, `writes` and lock order: as of `stop_overdue_jobs`.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL AND {of_page}
@@ -174,24 +176,26 @@ WITH done AS (
            OR NOT EXISTS (SELECT FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)))
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = j.id)
     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+), closed AS (
+    UPDATE callboard.jobs AS j
+    SET state = j.stopping, stopping = NULL, finished_at = now(), updated_at = now()
+    FROM done, {lock_wait} WHERE j.id = done.id AND %(writes)s
 )
-UPDATE callboard.jobs AS j
-SET state = j.stopping, stopping = NULL, finished_at = now(), updated_at = now()
-FROM done, {lock_wait} WHERE j.id = done.id AND j.stopping IS NOT NULL
-RETURNING j.id
+SELECT id FROM done
 
 -- name: close_jobs
 -- Sealed jobs with nothing left to do that nobody closed. It repairs what should never happen.
--- Transition: pending | running | paused -> completed. Caller: the sweep. Rows: (id). Lock order: jobs, likewise.
+-- Transition: pending | running | paused -> completed. Caller: the sweep. Rows, `writes` and lock order: likewise.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.sealed AND j.stopping IS NULL
       AND j.succeeded + j.failed + j.skipped + j.cancelled = j.total AND {of_page}
     ORDER BY j.id FOR NO KEY UPDATE SKIP LOCKED
+), closed AS (
+    UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()
+    FROM done, {lock_wait} WHERE j.id = done.id AND %(writes)s
 )
-UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()
-FROM done WHERE j.id = done.id
-RETURNING j.id
+SELECT id FROM done
 
 -- name: job_facts
 -- What an app has said of a job; of a stage, what it has said of the whole. Caller: a worker whose actor asks for it, once a

@@ -139,23 +139,25 @@ WHERE id = ANY(%(jobs)s) AND NOT sealed AND finished_at IS NULL AND id NOT IN (S
 -- Jobs without a key whose submitter is gone: nobody can take them up again.
 -- Transition: open -> failed, with a reason that says what to do. Guard: neither sealed nor stopped, the lease lapsed.
 -- Of a job of stages only the first stage is submitted; its key is its parent's.
--- One with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep. Rows: (id).
+-- One with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep; not with `writes`: to find them.
+-- Rows: (id).
 -- Lock order: jobs by id without waiting for any: of one that is locked the lease could not be renewed. Its turns: for
 -- LOCK_WAIT_SECONDS at most.
 WITH abandoned AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND stages IS NULL AND coalesce(stage, 0) = 0
-      AND key IS NULL AND submitting_until < now()
+      AND key IS NULL AND submitting_until < now() AND {of_page}
       AND NOT EXISTS (SELECT FROM callboard.jobs AS p WHERE p.id = j.parent_id AND p.key IS NOT NULL)
     ORDER BY j.id FOR NO KEY UPDATE SKIP LOCKED
+), closed AS (
+    UPDATE callboard.jobs AS j
+    SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp(),
+        reason = 'its submission broke off: its process was not heard of any more. ' || total || ' items were stored, '
+                 || succeeded + failed + skipped || ' of them are done, and the rest is not run. Submit it anew: with a'
+                 || ' key it stays open, to go on where it broke off'
+    FROM abandoned, {lock_wait} WHERE j.id = abandoned.id AND %(writes)s
 )
-UPDATE callboard.jobs AS j
-SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp(),
-    reason = 'its submission broke off: its process was not heard of any more. ' || total || ' items were stored, '
-             || succeeded + failed + skipped || ' of them are done, and the rest is not run. Submit it anew: with a'
-             || ' key it stays open, to go on where it broke off'
-FROM abandoned, {lock_wait} WHERE j.id = abandoned.id
-RETURNING j.id
+SELECT id FROM abandoned
 
 -- name: known_actor
 -- The queue and the arguments of an actor that some worker announced. Caller: submit. Rows: (queue, signature) or none.

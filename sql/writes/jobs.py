@@ -44,14 +44,15 @@ def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
     return gives_row(conn, "stop_job", job=job, state=state, reason=reason)
 
 
-def stop_overdue_jobs(conn: Conn) -> list[int]:
-    """Stop the jobs whose deadline passed; return their ids."""
-    return fetch_ids(conn, "stop_overdue_jobs")
+def stop_overdue_jobs(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
+    """Stop the jobs whose deadline passed; return their ids. Without `writes`, only find them: so do these below."""
+    return fetch_ids(conn, "stop_overdue_jobs", writes=writes, **page._asdict())
 
 
-def stop_jobs_without_actor(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
+def stop_jobs_without_actor(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
     """Stop the jobs whose actor no worker has announced for too long; return their ids."""
-    return fetch_ids(conn, "stop_jobs_without_actor", actor_wait=settings.ACTOR_WAIT.get(), **page._asdict())
+    actor_wait = settings.ACTOR_WAIT.get()
+    return fetch_ids(conn, "stop_jobs_without_actor", actor_wait=actor_wait, writes=writes, **page._asdict())
 
 
 def stop_jobs_of_queue(conn: Conn, queue: str) -> list[JobControl]:
@@ -64,13 +65,13 @@ def queue_has_open_items(conn: Conn, queue: str) -> bool:
     return bool(fetch_value(conn, "queue_has_open_items", queue=queue))
 
 
-def close_stopped(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
+def close_stopped(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
     """Close the jobs that are being stopped and run no item any more; return their ids.
 
     Raises LockNotAvailable when another transaction has locked one of their turns for `LOCK_WAIT_SECONDS`, and
     DATA_ERRORS when a trigger of the user's refuses one: then none is closed.
     """
-    return fetch_ids(conn, "close_stopped", **page._asdict())
+    return fetch_ids(conn, "close_stopped", writes=writes, **page._asdict())
 
 
 def try_close_stopped(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
@@ -80,6 +81,6 @@ def try_close_stopped(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
     return []
 
 
-def close_jobs(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
+def close_jobs(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
     """Close sealed jobs whose items are all final, should `record` have missed them; return their ids."""
-    return fetch_ids(conn, "close_jobs", **page._asdict())
+    return fetch_ids(conn, "close_jobs", writes=writes, **page._asdict())

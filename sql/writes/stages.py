@@ -9,8 +9,12 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from psycopg.errors import LockNotAvailable
+
+from callboard.sql import timings
 from callboard.sql.arrays import parameters
 from callboard.sql.callback_targets import Targets
+from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Parent, PlannedStage, StageClaim, StageRow
@@ -65,19 +69,26 @@ def lock_parent(conn: Conn, parent: int) -> Parent:
     return _locked(conn, parent)
 
 
-def update_parents(conn: Conn) -> None:
+def update_parents(conn: Conn) -> list[Exception]:
     """Update the state of each job of stages whose stages changed. Any process may do it at any time: it is
     idempotent, and skips a job that another transaction changes.
+
+    Returns the errors of those that can't be updated, as a trigger of the user's or a locked stage may cause.
     """
+    errors: dict[int, Exception] = {}
     for _ in range(2):  # a stage stopped in the first round may end in the second
-        found = fetch_ids(conn, "parents_to_update")
+        found = [parent for parent in fetch_ids(conn, "parents_to_update") if parent not in errors]
         for parent in found:
-            with transaction(conn):
-                if gives_row(conn, "try_lock_parent", parent=parent):
-                    execute(conn, "forget_stage_changes", parent=parent)
-                    update_parent(conn, parent)
+            try:
+                with transaction(conn, timings.LOCK_WAIT_SECONDS):
+                    if gives_row(conn, "try_lock_parent", parent=parent):
+                        execute(conn, "forget_stage_changes", parent=parent)
+                        update_parent(conn, parent)
+            except (LockNotAvailable, *DATA_ERRORS) as error:
+                errors[parent] = error
         if found:
             jobs.try_close_stopped(conn)
+    return list(errors.values())
 
 
 def update_parent(conn: Conn, parent: int) -> None:

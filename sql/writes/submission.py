@@ -16,7 +16,7 @@ from callboard.sql.callback_targets import Targets
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import SubmittedJob
+from callboard.sql.rows import ALL_JOBS, JobPage, SubmittedJob
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_ids, fetch_one, gives_row, required, statement
 from callboard.sql.writes import retention
@@ -259,9 +259,9 @@ def renew_submissions(conn: Conn, jobs: Iterable[int]) -> list[int]:
     return locked
 
 
-def fail_abandoned_submissions(conn: Conn) -> list[int]:
-    """Fail the jobs without a key whose submission lease lapsed; return their ids."""
-    return fetch_ids(conn, "fail_abandoned_submissions")
+def fail_abandoned_submissions(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
+    """Fail the jobs without a key whose submission lease lapsed; return their ids. Without `writes`, only find them."""
+    return fetch_ids(conn, "fail_abandoned_submissions", writes=writes, **page._asdict())
 
 
 def known_actor(conn: Conn, name: str) -> tuple[str, Signature | None] | None:

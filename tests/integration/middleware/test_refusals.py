@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
@@ -24,11 +25,11 @@ from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewItem, Retry, Running
-from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, sends, workers
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, sends, stages, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, make_job, make_worker, record, run, status
+from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, status
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
@@ -239,6 +240,64 @@ def test_a_job_that_a_trigger_of_the_users_keeps_from_closing_holds_up_no_other(
     assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
     conn.execute("DROP FUNCTION audit CASCADE")
     assert jobs.close_stopped(conn) == [kept]
+
+
+#: What makes jobs such that the sweep stops or closes them, what a trigger may keep it from, and their state then.
+SWEPT = {
+    "overdue": ("deadline = now()", "NEW.stopping IS NOT NULL", "cancelled"),
+    "of an actor that nobody has": ("created_at = now() - interval '2 days'", "NEW.stopping IS NOT NULL", "failed"),
+    "of a submission that broke off": (
+        "sealed = false, submitting_until = now() - interval '1 s'", "NEW.finished_at IS NOT NULL", "failed"
+    ),
+    "not closed": ("state = 'running', finished_at = NULL", "NEW.finished_at IS NOT NULL", "completed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+@pytest.mark.parametrize("kind", SWEPT)
+def test_a_job_that_a_trigger_of_the_users_keeps_from_being_swept_holds_up_no_other(
+    kind: str, code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    such, kept_from, state = SWEPT[kind]
+    first, kept, last = (make_job(conn, 1) for _ in range(3))
+    if state == "completed":
+        for job in (first, kept, last):
+            record(conn, job, {"succeeded": [0]})
+    conn.execute(f"UPDATE callboard.jobs SET {such}".encode())
+    audit_job(conn, kept, code, kept_from)
+    unused: Any = None
+    for _ in range(2):  # the second closes what the first stops
+        Sweep(unused, StubTransport).round(conn)
+    assert [status(conn, job)["state"] for job in (first, last)] == [state, state]
+    assert status(conn, kept)["finished_at"] is None
+    assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
+    conn.execute("DROP FUNCTION audit CASCADE")
+    for _ in range(2):
+        Sweep(unused, StubTransport).round(conn)
+    assert status(conn, kept)["state"] == state
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_a_job_of_stages_that_a_trigger_of_the_users_keeps_from_being_updated_holds_up_no_other(
+    code: str, conn: Conn, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it end a heartbeat with an error, which would be taken for an outage of the database."""
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    kept, other = (make_staged(conn)[0] for _ in range(2))
+    conn.execute("UPDATE callboard.jobs SET state = 'pending', started_at = NULL WHERE stages IS NOT NULL")
+    conn.execute("INSERT INTO callboard.stage_changes (parent_id) VALUES (%s), (%s)", (kept, other))
+    audit_job(conn, kept, code, "true")
+    with process_on(database_url) as process:
+        StageMaker(process, lambda _: None).make_due(conn)
+    states = "SELECT state::text FROM callboard.jobs WHERE stages IS NOT NULL ORDER BY id"
+    assert conn.execute(states).fetchall() == [("pending",), ("running",)]
+    unused: Any = None
+    Sweep(unused, StubTransport).round(conn)
+    assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
+    conn.execute("DROP FUNCTION audit CASCADE")
+    assert stages.update_parents(conn) == []
+    assert conn.execute(states).fetchall() == [("running",), ("running",)]
 
 
 def test_what_is_published_of_a_job_that_waits_for_a_function_of_the_users_is_settled_later(conn: Conn) -> None:
