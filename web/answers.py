@@ -341,7 +341,7 @@ class Queue(Answer):
 
 
 class Queues(Answer):
-    """The queues of all known actors."""
+    """The queues of all known actors and open jobs."""
 
     queues: list[Queue]
     trouble: Annotated[str | None, msgspec.Meta(description="why RabbitMQ's numbers are missing")]

@@ -25,7 +25,7 @@ class PutBack(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def queues(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """List the queues of all known actors, with what waits in each."""
+    """List the queues of all known actors and open jobs, with what waits in each."""
     known = await call.read(queries.queues())
     rows, trouble = await run_in_threadpool(queue_admin.with_depths, settings.AMQP_URL.get(), known)
     return {"queues": rows, "trouble": trouble, "next": None}

@@ -175,21 +175,24 @@ shown AS MATERIALIZED (
     SELECT s.*, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
 ), hands AS MATERIALIZED (
     -- Of all living workers (actor NULL), and of those that have an actor of these jobs: how many, their trouble, the items
-    -- they have in hand. Many workers may have many actors: those of other jobs are left out first.
-    SELECT a.actor, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items
+    -- they have in hand, and whether any takes the job's queue. Many workers may have many actors: those of other jobs are
+    -- left out first.
+    SELECT a.actor, p.queue, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items,
+           bool_or(p.queue = ANY (w.queues)) AS taken
     FROM living AS w
     LEFT JOIN (SELECT worker, count(*) AS items FROM callboard.running GROUP BY worker) AS r ON r.worker = w.id
     CROSS JOIN LATERAL (
         SELECT NULL AS actor UNION ALL
         SELECT DISTINCT n FROM unnest(w.actors) AS n WHERE n IN (SELECT actor FROM shown)  -- hashed
     ) AS a
-    GROUP BY a.actor
+    LEFT JOIN (SELECT DISTINCT actor, queue FROM shown) AS p ON p.actor = a.actor
+    GROUP BY a.actor, p.queue
 ), in_flight AS MATERIALIZED (
     -- Of all jobs at once: where few jobs have nearly all rows of `running`, the planner reads all of it for each lookup.
     SELECT r.job_id, count(*) AS in_hand, {done_in_part} AS in_part, count(r.stack) AS hanging
     FROM shown AS j JOIN callboard.running AS r ON r.job_id = j.id WHERE j.finished_at IS NULL GROUP BY r.job_id
 )
-SELECT j.id, j.name, j.tenant, j.actor, j.state, j.stopping, j.reason, j.sealed, j.consumed,
+SELECT j.id, j.name, j.tenant, j.actor, j.queue, j.state, j.stopping, j.reason, j.sealed, j.consumed,
        j.total, j.published, j.in_turn, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.retries, j.crashes, j.unkept,
        j.step, j.parent_id, j.stage, j.stages, j.on_failure, j.maker, j.held, j.holds, j.not_before, j.limits, j.metadata,
        j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.control_at,
@@ -198,7 +201,7 @@ SELECT j.id, j.name, j.tenant, j.actor, j.state, j.stopping, j.reason, j.sealed,
        j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, j.within,
        coalesce(hand.in_hand, 0) AS in_hand, coalesce(hand.in_part, 0) AS in_part,
        sample.taken_at AS sampled_at, sample.final AS sampled_final, sample.in_part AS sampled_in_part,
-       still.moved_at, still.alive, still.able, still.due_at, still.missing, still.trouble, still.elsewhere,
+       still.moved_at, still.alive, still.able, still.taken, still.due_at, still.missing, still.trouble, still.elsewhere,
        hanging.hung, (SELECT looked_at FROM looked) AS looked_at
 FROM (SELECT) AS one
 LEFT JOIN shown AS j ON true
@@ -216,7 +219,7 @@ LEFT JOIN LATERAL (
 ) AS sample ON true
 LEFT JOIN LATERAL (
     SELECT greatest(j.updated_at, before.ended) AS moved_at, coalesce((SELECT able FROM hands WHERE actor IS NULL), 0) AS alive,
-           coalesce(w.able, 0) AS able, w.trouble, coalesce(w.items, 0) AS elsewhere,
+           coalesce(w.able, 0) AS able, w.taken, w.trouble, coalesce(w.items, 0) AS elsewhere,
            (SELECT min(o.due_at) FROM callboard.turns AS t CROSS JOIN LATERAL (
                 SELECT o.due_at FROM callboard.outbox AS o
                 WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until IS NULL
@@ -225,7 +228,10 @@ LEFT JOIN LATERAL (
            (SELECT o.awaits FROM callboard.outbox AS o
             WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS missing
     FROM (SELECT) AS one
-    LEFT JOIN LATERAL (SELECT * FROM hands WHERE actor IS NOT DISTINCT FROM j.actor) AS w ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM hands AS h WHERE h.actor = j.actor AND h.queue IS NOT DISTINCT FROM j.queue
+        UNION ALL SELECT * FROM hands AS h WHERE h.actor IS NULL AND j.actor IS NULL
+    ) AS w ON true
     WHERE {stands_still}
     OFFSET 0  -- else all of this is looked up for every job
 ) AS still ON true
@@ -243,7 +249,7 @@ ORDER BY j.within, j.id DESC
 -- part: at_work
 -- The workers that live, and the jobs of which they run items.
 living AS MATERIALIZED (
-    SELECT id, actors, trouble FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
+    SELECT id, actors, queues, trouble FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), worked_on AS MATERIALIZED (
     SELECT r.job_id FROM callboard.running AS r WHERE r.worker IN (SELECT id FROM living)
 )
@@ -682,21 +688,21 @@ WITH ours AS (
 SELECT a.pid, {session} AS who, a.waiting, a.whole FROM held AS a WHERE a.waiting > 0 OR a.whole OR a.idle
 
 -- name: queues
--- The queues that actors of any worker ever had, with what the open jobs still have to publish to them: of a job whose
--- items name other queues, to its own. Caller: queries.queues.
+-- The queues of actors, as the last worker that had one announced it, and of open jobs, with what these still have to
+-- publish to them: of a job whose items name other queues, to its own. Caller: queries.queues.
 -- Rows: one a queue; `unserved` are its actors that no worker which lives has.
-SELECT a.queue AS name, array_agg(a.name ORDER BY a.name) AS actors,
-       array_agg(a.name ORDER BY a.name) FILTER (WHERE l.name IS NULL) AS unserved,
+SELECT coalesce(a.queue, p.queue) AS name, array_agg(a.name ORDER BY a.name) FILTER (WHERE a.name IS NOT NULL) AS actors,
+       array_agg(a.name ORDER BY a.name) FILTER (WHERE a.name IS NOT NULL AND l.name IS NULL) AS unserved,
        coalesce(max(p.items), 0)::bigint AS pending
 FROM callboard.actors AS a
 LEFT JOIN (
     SELECT DISTINCT unnest(actors) AS name FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ) AS l ON l.name = a.name
-LEFT JOIN (
+FULL JOIN (
     SELECT queue, sum(least(total - published + in_turn, total - succeeded - failed - skipped - cancelled)) AS items
-    FROM callboard.jobs WHERE finished_at IS NULL AND stopping IS NULL GROUP BY queue
+    FROM callboard.jobs WHERE finished_at IS NULL AND stopping IS NULL AND queue IS NOT NULL GROUP BY queue
 ) AS p ON p.queue = a.queue
-GROUP BY a.queue ORDER BY a.queue
+GROUP BY 1 ORDER BY 1
 
 -- name: last_errors
 -- How the last attempts of some items ended. Caller: queries.last_errors. Rows: one an item that has such an attempt.

@@ -184,6 +184,8 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
         return f"{held} held by a worker that died, and will be given to another"
     if row["missing"]:  # one of several actors
         return _unable(row["missing"])
+    if row["taken"] is False:  # the actor has moved to another queue since
+        return f"{_unable(row['actor'])} on the queue {row['queue']}"
     if row["trouble"]:
         return str(row["trouble"])
     others = f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""

@@ -268,8 +268,11 @@ def long_locks(seconds: float) -> Query[list[dict[str, Any]]]:
 
 
 def queues() -> Query[list[dict[str, Any]]]:
-    """Return every queue of a known actor: name, actors, those that no worker has (`unserved`), and items `pending`."""
-    return Query(statement("queues"), {}, lambda rows: [{**row, "unserved": row["unserved"] or []} for row in rows])
+    """Return every queue of a known actor or an open job: name, actors, those that no worker has (`unserved`), and
+    items `pending`.
+    """
+    lists = ("actors", "unserved")
+    return Query(statement("queues"), {}, lambda rows: [{**r, **{n: r[n] or [] for n in lists}} for r in rows])
 
 
 def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int], dict[str, Any]]]:

@@ -12,7 +12,7 @@ from callboard.middleware.submission.item_encoding import key_text, key_texts
 from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import job_view, queries
 from callboard.sql.reads.job_filter import JobFilter, parse_search
-from callboard.sql.rows import Failure, Running
+from callboard.sql.rows import Failure, Running, WorkerInfo
 from callboard.sql.statements import with_timings
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, claims, outcomes, publishing, retry_action, sends, submission, sweep, workers
@@ -398,6 +398,28 @@ def test_a_job_that_stands_still_says_why(conn: Conn) -> None:
     assert stalled(conn, job) == "nothing has moved for 40 s; its workers have items of other jobs in hand (8)"
     run(conn, job, [0], worker=able)
     assert stalled(conn, job) is None
+
+
+def test_a_job_whose_actor_has_moved_names_the_queue_that_nobody_takes(conn: Conn) -> None:
+    job = make_job(conn, 3)
+    moved = "no worker that is alive has the actor work on the queue default"
+    for actors, why in (
+        ({"work": "elsewhere"}, moved),
+        ({"other": "default"}, moved),  # it takes the queue, and lacks the actor
+        ({"work": "elsewhere", "empty": "default"}, "nothing has moved for 40 s"),
+    ):
+        workers.register_worker(conn, WorkerInfo("backstage", 4711, 8, "7", actors))
+        age(conn, job, 42)
+        assert stalled(conn, job) == why
+
+
+def test_a_queue_that_only_an_open_job_has_is_listed(conn: Conn) -> None:
+    make_job(conn, 3, published=1)
+    workers.register_worker(conn, WorkerInfo("backstage", 4711, 8, "7", {"work": "elsewhere"}))
+    assert queries.run(conn, queries.queues()) == [
+        {"name": "default", "actors": [], "unserved": [], "pending": 2},
+        {"name": "elsewhere", "actors": ["work"], "unserved": [], "pending": 0},
+    ]
 
 
 def test_a_job_of_several_actors_names_the_one_that_nobody_has(conn: Conn) -> None:

@@ -42,6 +42,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "in_part": draw(st.floats(0, 1e4)), "sampled_in_part": draw(st.floats(0, 1e4)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
+        "taken": draw(st.none() | st.booleans()), "queue": "default",
         "due_at": draw(st.none() | TIMES),
         **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
@@ -121,7 +122,7 @@ STUCK: dict[str, Any] = {
     "actor": "work", "holds": None, "submitting": None, "held": False, "consumed": 500,
     "key": None, "stage": None, "maker": None,
     "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
-    "limits": {"rate": "1/m"}, "missing": None,
+    "limits": {"rate": "1/m"}, "missing": None, "queue": "default", "taken": True,
 }  # fmt: skip
 
 
@@ -145,6 +146,7 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
         ({"alive": None}, {}, None),
         ({"alive": 0, "able": 0}, {}, "no worker is alive"),
         ({"able": 0}, {}, "no worker that is alive has the actor work"),
+        ({"taken": False}, {}, "no worker that is alive has the actor work on the queue default"),
         ({"due_at": NOW + timedelta(minutes=1)}, {}, "nothing has moved for 40 s"),
         (
             {"due_at": NOW + timedelta(minutes=1)},
