@@ -510,11 +510,14 @@ BEGIN
         ON CONFLICT (job_id, queue) DO UPDATE SET bulk_at = least(t.bulk_at, now()), seq = t.seq + 1;
     END IF;
     IF TG_OP = 'UPDATE' AND OLD.bulk_end >= NEW.bulk_end THEN
-        UPDATE callboard.turns
+        UPDATE callboard.turns AS t
         SET tenant = NEW.tenant, priority = NEW.priority, not_before = NEW.not_before, deadline = NEW.deadline,
             limited = is_limited, held = is_held, over = NEW.finished_at IS NOT NULL,
-            bulk_at = least(bulk_at, now()), due_at = least(due_at, now()), seq = seq + 1
-        WHERE job_id = NEW.id;
+            bulk_at = least(t.bulk_at, now()), due_at = least(t.due_at, now()), seq = t.seq + 1
+        FROM (  -- locked in the order in which the function above has them
+            SELECT job_id, queue FROM callboard.turns WHERE job_id = NEW.id ORDER BY queue FOR NO KEY UPDATE
+        ) AS l
+        WHERE t.job_id = l.job_id AND t.queue = l.queue;
     END IF;
     RETURN NULL;
 END $$;

@@ -412,16 +412,22 @@ WHERE j.id = d.job_id
 -- These messages could not be published, or nobody knows; the next publisher that claims them sends them as suspect.
 -- Those that were refused are due after a `pause` only, behind all others, or they would be the first each time.
 -- Guard: the row is still claimed, for the attempt that was to be sent; else it is that of a retry, or parked.
--- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: of one that is locked the claim lapses;
--- then their turns, for LOCK_WAIT_SECONDS at most.
-WITH unsent AS (
-    SELECT o.id, o.attempt = s.attempt AND o.claimed_until IS NOT NULL AS claimed
+-- Caller: the publisher. Lock order: rows of the outbox, then their turns, without waiting for any: of what is locked the
+-- claim lapses.
+WITH unsent AS MATERIALIZED (
+    SELECT o.id, o.job_id, o.queue, o.dead, o.attempt = s.attempt AND o.claimed_until IS NOT NULL AS claimed
     FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) JOIN callboard.outbox AS o ON o.id = s.id
-        CROSS JOIN {lock_wait}
     FOR UPDATE OF o SKIP LOCKED
+), turn AS MATERIALIZED (
+    -- The update of a message changes its turn, unless it is a dead letter.
+    SELECT t.job_id, t.queue FROM (SELECT DISTINCT job_id, queue FROM unsent WHERE NOT dead) AS u CROSS JOIN LATERAL (
+        SELECT job_id, queue FROM callboard.turns AS t
+        WHERE t.job_id = u.job_id AND t.queue = u.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS t
 )
 UPDATE callboard.outbox AS o
 SET claimed_until = now(),
     due_at = CASE WHEN %(pause)s > 0 AND o.due_at < 'infinity' THEN now() + make_interval(secs => %(pause)s)
                   ELSE o.due_at END
-FROM unsent AS u WHERE o.id = u.id AND u.claimed
+FROM unsent AS u
+WHERE o.id = u.id AND u.claimed AND (u.dead OR (u.job_id, u.queue) IN (SELECT job_id, queue FROM turn))  -- hashed

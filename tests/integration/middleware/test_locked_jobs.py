@@ -297,15 +297,26 @@ def test_the_sweep_waits_for_no_job_that_is_locked(row: str, conn: Conn, databas
     assert submission.fail_abandoned_submissions(conn) == [held]
 
 
+def test_messages_that_could_not_be_sent_are_given_back_while_another_job_is_locked(
+    conn: Conn, database_url: str
+) -> None:
+    """The claim of what is locked lapses."""
+    held, other = make_job(conn, 1), make_job(conn, 1)
+    for job in (held, other):
+        record(conn, job, {"retrying": [0]}, delay=0.0)
+    batch = publishing.claim_outbox(conn, 2)
+    with locked(database_url, LOCK_TURNS, held):
+        publishing.release_outbox(conn, batch)
+    released = "SELECT job_id FROM callboard.outbox WHERE claimed_until <= now()"
+    assert conn.execute(released).fetchall() == [(other,)]
+
+
 def test_nothing_waits_for_a_turn_for_long(conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
     held = make_job(conn, 4, published=1)
-    record(conn, held, {"retrying": [0]}, delay=0.0)
-    batch = publishing.claim_outbox(conn, 1)
     conn.execute("UPDATE callboard.jobs SET deadline = now() WHERE id = %s", (held,))
     steps: list[Callable[[], object]] = [
         lambda: sweep.republish(conn, held, [(1, 1)]),
-        lambda: publishing.release_outbox(conn, batch),
         lambda: jobs.stop_overdue_jobs(conn),
     ]
     with locked(database_url, LOCK_TURNS, held):

@@ -132,6 +132,42 @@ def test_items_that_are_sent_again_and_a_flush(conn: Conn, database_url: str) ->
     assert drift(conn) == []
 
 
+def test_items_of_several_queues_that_are_sent_again_and_a_pause_of_their_job(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    conn.execute("UPDATE callboard.items SET queue = 'q' || item")
+    claims.park(conn, [(job, item, 1) for item in range(3)])  # for their turns
+    conn.execute("DELETE FROM callboard.outbox")
+    conn.execute("UPDATE callboard.jobs SET in_turn = 0")
+    reverse_rows(conn, "turns")
+    lost = [(item, 1) for item in range(3)]
+    meet(
+        database_url, "turns WHERE job_id = %s AND queue = 'q1'", [job], lambda c: sweep.republish(c, job, lost),
+        lambda c: actions.pause(c, job, BY),
+    )  # fmt: skip
+    assert broken_deadlocks(conn) == 0
+
+
+def test_messages_of_several_jobs_that_could_not_be_sent_and_the_end_of_the_jobs(conn: Conn, database_url: str) -> None:
+    """The turns of jobs that end together are locked as the plan of their update has it."""
+    jobs = [make_job(conn, 1) for _ in range(3)]
+    claims.park(conn, [(job, 0, 1) for job in jobs])
+    unsent = [
+        Outgoing(job, 0, 1, 0, suspect=True, actor="", queue="", message_id="", args=b"", options=None,
+                 sent_ms=None, outbox=id_)
+        for job, id_ in conn.execute("SELECT job_id, id FROM callboard.outbox ORDER BY job_id")
+    ]  # fmt: skip
+    conn.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 h'")
+    conn.execute("UPDATE callboard.jobs SET stopping = 'cancelled', control_at = now() - interval '1 h'")
+    reverse_rows(conn, "jobs")
+
+    def close(other: Conn) -> None:
+        other.execute("SET enable_seqscan = on; SET enable_nestloop = off; SET enable_mergejoin = off")
+        close_stopped(other)
+
+    meet(database_url, "turns WHERE job_id = %s", [jobs[1]], close, lambda c: publishing.release_outbox(c, unsent))
+    assert broken_deadlocks(conn) == 0
+
+
 def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> None:
     """A publisher that died had sent them, beyond the watermark."""
     job = make_job(conn, 3, published=0)
