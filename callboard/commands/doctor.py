@@ -12,7 +12,7 @@ from rich.text import Text
 
 from callboard.commands import actor_modules, output
 from callboard.commands.database import reach
-from callboard.commands.errors import CommandError, explain
+from callboard.commands.errors import PRIMARY, READ_ONLY, CommandError, explain
 from callboard.commands.output import AsJson
 from callboard.middleware.ping import PING
 from callboard.middleware.rabbitmq import confirms, queue_admin
@@ -105,7 +105,7 @@ def examine(timeout: float | None) -> Iterator[Finding]:
         found, _, do = str(error).partition("; ")
         yield Finding("database", WRONG, found, do)
         yield from _broker(addresses)
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
         found, _, do = str(explain(error)).rpartition("; ")
         yield Finding("database", WRONG, found, do)
     except SchemaError as error:
@@ -133,6 +133,8 @@ def _database(conn: Conn) -> Iterator[Finding]:
             "clock", NOTE, f"this machine and the database are {apart:.0f} s apart",
             "set the clocks: limits and times go by the database's",
         )  # fmt: skip
+    if server["read_only"]:
+        yield Finding("database", WRONG, READ_ONLY, PRIMARY)
     if conn.info.backend_pid != server["pid"]:
         yield _pooler()
 

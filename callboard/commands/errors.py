@@ -11,6 +11,15 @@ from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
 
+#: What is wrong with a database that takes no writes, and what to do.
+READ_ONLY = "the database can only be read"
+PRIMARY = "let DATABASE_URL name a server that takes writes, and no standby, or end its read-only mode"
+#: The same, by the error of a database that refuses what others would do.
+REFUSALS: dict[type[Exception], tuple[str, str]] = {
+    psycopg.errors.InsufficientPrivilege: ("the database refuses this user", "give it the right, or use another user"),
+    psycopg.errors.ReadOnlySqlTransaction: (READ_ONLY, PRIMARY),
+}
+
 
 class CommandError(Exception):
     """Ends a command with `code` and with its message, which says what is wrong and what to do."""
@@ -30,8 +39,9 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for e
         return " ".join([first, *rest[-1:]])
     if isinstance(error, MISFIT):
         return "the database has no callboard schema that fits this code: run `callboard migrate`"
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return f"the database refuses this user: {first_line(error)}; give it the right, or use another user"
+    if type(error) in REFUSALS:
+        what, do = REFUSALS[type(error)]
+        return f"{what}: {first_line(error)}; {do}"
     if isinstance(error, OSError) and error.strerror:
         what = "write the output" if error.errno == errno.ENOSPC else f"read or write {error.filename or 'a file'}"
         return f"can't {what}: {error.strerror}"

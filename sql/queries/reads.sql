@@ -655,8 +655,9 @@ WHERE %(state)s::text IS NULL OR state = %(state)s::text
 ORDER BY id DESC LIMIT %(limit)s
 
 -- name: server
--- The database's clock, and the server process that this comes from. Caller: queries.server. Rows: one.
-SELECT clock_timestamp() AS now, pg_backend_pid() AS pid
+-- The database's clock, the server process that this comes from, and whether it refuses writes, as a standby does. Run
+-- outside of a transaction that only reads. Caller: queries.server. Rows: one.
+SELECT clock_timestamp() AS now, pg_backend_pid() AS pid, current_setting('transaction_read_only')::boolean AS read_only
 
 -- name: long_locks
 -- Sessions that lock others out of tables of ours: somebody has waited for one for `seconds`; or it has run a statement for

@@ -256,7 +256,9 @@ def workers(*, before: int | None = None, limit: int = 100, state: str | None = 
 
 
 def server() -> Query[dict[str, Any]]:
-    """Return the time of the database (`now`) and the server process that answers (`pid`)."""
+    """Return the time of the database (`now`), the server process that answers (`pid`), and whether it refuses writes
+    (`read_only`).
+    """
     return Query(statement("server"), {}, lambda rows: rows[0])
 
 

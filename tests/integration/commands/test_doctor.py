@@ -179,6 +179,17 @@ def test_who_is_idle_with_locks_for_which_others_wait_only_for_a_moment_is_named
             changed.result()
 
 
+def test_a_database_that_takes_no_writes_is_named(
+    conn: Conn, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is by a command that writes."""
+    monkeypatch.setenv("DATABASE_URL", f"{database_url}&options=-c%20default_transaction_read_only%3Don")
+    code, found = examined(capsys, "--no-ping")
+    assert (code, found["database"][-1]["found"]) == (1, "the database can only be read")
+    assert main(["cancel", str(make_job(conn, 1))]) == 1
+    assert capsys.readouterr().err.startswith("callboard: the database can only be read: cannot execute ")
+
+
 def test_a_connection_that_is_lost_on_the_way_is_no_database_that_is_away(
     conn: Conn, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from callboard.sql.pool import Conn
 from callboard.web import create_app
-from tests.support.webapp import get, open_app
+from tests.support.jobs import make_job
+from tests.support.webapp import get, open_app, served
 
 PAGE, JSON = "text/html; charset=utf-8", "application/problem+json"
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -63,6 +65,13 @@ def test_a_bug_has_the_headers_of_any_answer(app: Starlette, path: str) -> None:
     assert "nosniff" in answer.headers["x-content-type-options"]
     assert answer.headers["content-security-policy"] == sound.headers["content-security-policy"]
     assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_database_that_takes_no_writes_is_no_bug(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 1)
+    with served(open_app(f"{database_url}&options=-c%20default_transaction_read_only%3Don")) as address:
+        answer = httpx.post(f"{address}/api/jobs/{job}/pause")
+    assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (503, "the database can only be read")
 
 
 def test_a_detail_that_is_no_text_is_shown(database_url: str) -> None:
