@@ -25,7 +25,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.reads.queries import Query
-from callboard.sql.writes import tokens
+from callboard.sql.writes import actions, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app, events
 from callboard.web.database import Database
@@ -274,13 +274,14 @@ def uvicorn(app: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[by
 
 
 def test_a_server_that_stops_ends_its_streams(url: str, conn: Conn, tmp_path: Path) -> None:
-    job = make_job(conn, 1, published=0)
+    job = make_job(conn, 1, actor="stops", published=0)
+    actions.pause(conn, job, Requester("cli", "anna"))  # else it would stand still in some seconds, which is an event
     secret, _ = tokens.create(conn, Requester("cli", "anna"), name="ci")
     login = {"Authorization": f"Bearer {secret}"}
     with (
         uvicorn("callboard.web:app", url, tmp_path / "log") as (server, address),
         followed(f"{address}/api/v1/jobs/{job}/events", headers=login) as one,
-        followed(f"{address}/api/v1/events", headers=login) as all_,
+        followed(f"{address}/api/v1/events?actor=stops", headers=login) as all_,
     ):
         next(one)
         next(all_)
