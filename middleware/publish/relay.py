@@ -25,6 +25,7 @@ from callboard.middleware.publish.chunking import chunk_size, into_chunks
 from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import Answer, Transport, Unpublishable, Unreachable
 from callboard.sql import timings
+from callboard.sql.errors import DATA_ERRORS, UserFunctionWaits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Outgoing, PublishClaim
 from callboard.sql.writes import outcomes, publishing, sends
@@ -33,12 +34,16 @@ from callboard.sql.writes.lanes import ClaimTakenOver, renew_claim
 log = logging.getLogger("callboard.publisher")
 _log_refusal = OutageLog(log, "the broker refuses messages; they are tried again and nothing is lost: %s")
 
+_log_kept = OutageLog(log, "messages wait for what keeps the row of their job; others are published meanwhile: %s")
+
 #: Messages of the outbox that are claimed at a time.
 OUTBOX_BATCH_MESSAGES = 500
 #: Looks in a row at jobs in turn of which others have locked the rows, until the next poll, and seconds between two.
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
+#: Seconds until a job is claimed again whose claim a trigger of the user's has refused.
+REFUSED_CLAIM_SECONDS = 5.0
 #: Seconds between two looks at locked jobs of which messages are confirmed; until their rows are deleted, the claims of
 #: these messages are renewed, so that nobody sends them again.
 LOCKED_PAUSE_SECONDS = 1.0
@@ -61,6 +66,7 @@ class Relay:
     _locked: list[Outgoing] = field(default_factory=list)  # confirmed, of jobs that another transaction has locked
     settle_at: float = math.inf  # monotonic: when to call `settle` for these
     _locked_looks: int = 0  # in a row
+    _refused: dict[int, float] = field(default_factory=dict)  # jobs that are not claimed until then (monotonic)
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
@@ -122,16 +128,19 @@ class Relay:
         publishing.renew_outbox(conn, self._locked)
 
     def _delete(self, conn: Conn, sent: Sequence[Outgoing]) -> None:
-        """Delete the rows of confirmed messages; put off those of jobs that another transaction has locked."""
+        """Delete the rows of confirmed messages; put off those of jobs that another transaction has locked, or that a
+        trigger of the user's keeps from being written.
+        """
         try:
             publishing.confirm_outbox(conn, sent)
-        except LockNotAvailable:
+        except (LockNotAvailable, *DATA_ERRORS):
             free, locked = _split(conn, [replace(out, args=b"", options=None) for out in sent])
-            for _, found in groupby(sorted(free, key=lambda out: out.job), lambda out: out.job):
+            for job, found in groupby(sorted(free, key=lambda out: out.job), lambda out: out.job):
                 of_job = list(found)
                 try:
                     publishing.confirm_outbox(conn, of_job)
-                except LockNotAvailable:  # perhaps of a trigger of the user's
+                except (LockNotAvailable, *DATA_ERRORS) as error:
+                    _log_kept(RuntimeError(f"job {job}: {error}"))
                     locked += of_job
             self._put_off(locked)
 
@@ -179,11 +188,11 @@ class Relay:
 
     def queue_sends(self, conn: Conn, batch: Sequence[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:
         """Put sends of this process into the outbox; see `sends.queue_sends`. The leases of a job that another
-        transaction has locked are left to lapse.
+        transaction has locked, or that a trigger of the user's keeps from being written, are left to lapse.
         """
         for _, group in groupby(sorted(batch, key=lambda out: out.job), lambda out: out.job):
             queued = list(group)
-            with suppress(LockNotAvailable), self.leases.publishing(queued):
+            with suppress(LockNotAvailable, *DATA_ERRORS), self.leases.publishing(queued):
                 sends.queue_sends(conn, queued, pause=pause, tried=tried)
                 self.leases.settle(queued)
 
@@ -228,7 +237,7 @@ class Relay:
 
         Returns False when nothing was published, and adds the job to `passed_over`; None when there is no job.
         """
-        claim = publishing.claim_job(conn, full=self.backlogs.full_queues(), passed=passed_over, job=job)
+        claim = self._claim(conn, job, passed_over)
         if claim is None:
             return None
         try:
@@ -254,6 +263,23 @@ class Relay:
             return True
         passed_over.append(claim.job)
         return False
+
+    def _claim(self, conn: Conn, job: int | None, passed_over: Sequence[int]) -> PublishClaim | None:
+        """Claim a job; see `publish_job`. One whose claim a trigger of the user's refuses is passed over for a while.
+        Which one that is turns out as the jobs that are due are claimed one by one.
+        """
+        now = time.monotonic()
+        self._refused = {refused: until for refused, until in self._refused.items() if until > now}
+        full, passed = self.backlogs.full_queues(), [*passed_over, *self._refused]
+        try:
+            return publishing.claim_job(conn, full=full, passed=passed, job=job)
+        except (UserFunctionWaits, *DATA_ERRORS) as error:
+            if job is not None:
+                self._refused[job] = now + REFUSED_CLAIM_SECONDS
+                _log_kept(RuntimeError(f"job {job}: {error}"))
+                return None
+        claims = (self._claim(conn, due, passed_over) for due in publishing.due_jobs(conn, full, passed))
+        return next(filter(None, claims), None)
 
     def _publish_lanes(self, conn: Conn, claim: PublishClaim, room: int, passed_over: list[int]) -> bool:
         """Publish what the job's lanes have room for, and release the claim; see `publish_job`."""

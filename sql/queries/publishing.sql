@@ -59,6 +59,12 @@ WITH {living}, tenants AS (
     WHERE t.job_id = b.job_id AND t.queue = b.queue AND t.job_id = ANY (ARRAY(SELECT job_id FROM blocked))  -- by the index
 ), {claimed_job}
 
+-- name: due_jobs
+-- The jobs whose turn has come, first those that were served longest ago. Caller: the publisher, when a trigger of the user's
+-- has refused `claim_job`: the job that it concerns stays among the first. Rows: (id), none twice.
+SELECT job_id FROM callboard.turns WHERE NOT over AND {is_due}
+GROUP BY job_id ORDER BY min(priority), min(served_at) NULLS FIRST, job_id LIMIT 50
+
 -- name: claim_given_job
 -- See `claim_job`: a given job, if it has something to publish in its turn, and whether or not that has come.
 -- Caller: the publisher. Rows: PublishClaim. None: it can't be served. Lock order: the job, then its turn, without waiting.

@@ -5,7 +5,7 @@ from typing import Any
 
 from callboard.sql.pool import Conn
 from callboard.sql.rows import DueQueue, Outgoing, PublishClaim
-from callboard.sql.statements import execute, fetch, fetch_one, fetch_value, lists
+from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, lists
 
 #: Bytes of messages that are read at a time: the arguments of one may have a mebibyte.
 BATCH_BYTES = 8 * 1_048_576
@@ -23,6 +23,11 @@ def claim_job(
     if job is not None:
         return fetch_one(conn, PublishClaim, "claim_given_job", full=list(full), job=job)
     return fetch_one(conn, PublishClaim, "claim_job", full=list(full), passed=list(passed))
+
+
+def due_jobs(conn: Conn, full: Sequence[str] = (), passed: Sequence[int] = ()) -> list[int]:
+    """Return the first jobs of which `claim_job` may claim one: it can't when a trigger of the user's refuses that."""
+    return fetch_ids(conn, "due_jobs", full=list(full), passed=list(passed))
 
 
 def claim_in_turn(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:

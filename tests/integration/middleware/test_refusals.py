@@ -300,17 +300,42 @@ def test_a_job_of_stages_that_a_trigger_of_the_users_keeps_from_being_updated_ho
     assert conn.execute(states).fetchall() == [("running",), ("running",)]
 
 
-def test_what_is_published_of_a_job_that_waits_for_a_function_of_the_users_is_settled_later(conn: Conn) -> None:
-    """Those of other jobs are settled, and nobody publishes the messages of that job again."""
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_a_job_that_a_trigger_of_the_users_keeps_from_being_claimed_holds_up_no_other(
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the first in turn, each time."""
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    transport = StubTransport()
+    relay = Relay(transport, QueueBacklogs(transport), SendLeases())
+    kept, *others = (make_job(conn, 1, published=0) for _ in range(3))
+    audit_job(conn, kept, code, "true")
+    assert relay.publish_job(conn, kept, []) is None
+    for _ in others:
+        assert relay.publish_due(conn)
+    assert [status(conn, job)["queued"] for job in (kept, *others)] == [0, 1, 1]
+    assert f"job {kept}: it is under audit" in caplog.text
+    conn.execute("DROP FUNCTION audit CASCADE")
+    assert Relay(transport, QueueBacklogs(transport), SendLeases()).publish_due(conn)
+    assert status(conn, kept)["queued"] == 1
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_what_is_published_of_a_job_that_a_trigger_of_the_users_keeps_from_being_settled_is_settled_later(
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published of other jobs is settled, and nobody publishes the messages of that job again."""
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     transport = StubTransport()
     relay = Relay(transport, QueueBacklogs(transport), SendLeases())
     kept, other = make_job(conn, 1), make_job(conn, 1)
     for job in (kept, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)
-    audit_job(conn, kept, "08001", "true")
+    audit_job(conn, kept, code, "true")
     left = "SELECT job_id, claimed_until > now() + interval '7 s' FROM callboard.outbox"
     assert relay.publish_outbox(conn, publishing.claim_outbox(conn, 10)) == 2
     assert conn.execute(left).fetchall() == [(kept, True)]
+    assert f"job {kept}: it is under audit" in caplog.text
     conn.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 s'")
     relay.settle(conn)
     assert conn.execute(left).fetchall() == [(kept, True)]

@@ -122,6 +122,7 @@ FEW, MANY = 500, 16 * PAGE_JOBS
 LOOKS: dict[str, tuple[Look, int]] = {
     "due_queues": (publishing.due_queues, FEW),
     "claim_job": (publishing.claim_job, FEW),
+    "due_jobs": (publishing.due_jobs, FEW),
     "claim_outbox": (lambda c: publishing.claim_outbox(c, 500), FEW),
     "beat": (lambda c: workers.beat(c, 1, []), FEW),
     "job_controls": (lambda c: workers.job_controls(c, 20.0), FEW),
