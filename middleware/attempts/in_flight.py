@@ -9,12 +9,13 @@ from dataclasses import replace
 from functools import lru_cache
 
 from dramatiq.broker import MessageProxy
+from psycopg.errors import LockNotAvailable
 
 from callboard.middleware.attempts.claim import AlreadyFailed, ItemLocked, MovedBack, claim, postpone
 from callboard.middleware.attempts.durations import Durations
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
-from callboard.middleware.attempts.parking import Parking, retry_moved_back
+from callboard.middleware.attempts.parking import LOCKED_PAUSE_SECONDS, Parking, retry_moved_back
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.consumers import Consumers
@@ -25,6 +26,7 @@ from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.publish.lanes import lane_of_call
 from callboard.middleware.submission.enqueue import foreign_item
 from callboard.sql.errors import DATA_ERRORS
+from callboard.sql.pool import Conn
 from callboard.sql.rows import Claim, Event, JobControl, JobFacts, NewItem, Outgoing
 from callboard.sql.writes import claims, jobs, lanes
 
@@ -355,11 +357,25 @@ class InFlight:
         return self._process.retry_write(lambda conn: jobs.job_facts(conn, job))
 
     def _hold_back(self, key: tuple[int, int], seconds: float, reason: str) -> None:
-        """Hold back an item's lane, or its job, in a side thread: the actor goes on."""
+        """Hold back an item's lane, or its job, in a side thread: the actor goes on. One of a job that another
+        transaction has locked is tried again behind those of others.
+        """
+        until = time.monotonic() + seconds
+
+        def hold(conn: Conn) -> list[JobControl] | None:
+            try:
+                return lanes.hold(conn, *key, until - time.monotonic(), reason)
+            except LockNotAvailable:
+                return None
 
         def write() -> None:
             with suppress(Stopping):
-                self.apply_controls(self._process.retry_write(lambda conn: lanes.hold(conn, *key, seconds, reason)))
+                controls = self._process.retry_write(hold)
+                if controls is not None:
+                    self.apply_controls(controls)
+                elif time.monotonic() < until and not self._process.stopping:
+                    time.sleep(LOCKED_PAUSE_SECONDS)
+                    self._holds.run(write)
 
         self._holds.run(write)
 

@@ -147,7 +147,8 @@ class LostMessageSearch:
             keys = list(found)
             try:
                 count = sweep.republish(conn, job, [(item, attempt) for _, item, attempt in keys], holder)
-            except LockNotAvailable:  # the next search republishes those of this job
+            except LockNotAvailable as error:  # the next search republishes those of this job
+                log.warning("job %d: lost messages are not published again yet: %s", job, error)
                 continue
             for key in keys:
                 self._suspects.drop(key)  # those that were not republished are held, or have ended

@@ -198,7 +198,8 @@ ORDER BY c.item
 -- name: hold
 -- An item asks to hold back its lane for a while, or its job if it is in none. Guard: open, and not being stopped.
 -- Holds that are over are dropped. Workers hear of it: they park messages of the lane that RabbitMQ holds already.
--- Caller: a worker whose actor calls callboard.hold. Rows: JobControl. Lock order: the job, then its turns.
+-- Caller: a worker whose actor calls callboard.hold. Rows: JobControl. Lock order: the job, then its turns. Waits for a lock
+-- for LOCK_WAIT_SECONDS at most.
 WITH asked AS (
     SELECT coalesce((SELECT lane FROM callboard.lanes AS l WHERE l.job_id = %(job)s AND l.item = %(item)s), '*') AS lane,
            now() + make_interval(secs => %(seconds)s) AS until
@@ -210,5 +211,5 @@ SET not_before = CASE WHEN asked.lane = '*' THEN greatest(j.not_before, asked.un
             || jsonb_build_object(asked.lane, jsonb_build_object(
                 'until', greatest(asked.until, (j.holds -> asked.lane ->> 'until')::timestamptz), 'reason', %(reason)s::text)),
     control_at = clock_timestamp(), updated_at = now()
-FROM asked WHERE j.id = %(job)s AND j.finished_at IS NULL AND j.stopping IS NULL
+FROM asked, {lock_wait} WHERE j.id = %(job)s AND j.finished_at IS NULL AND j.stopping IS NULL
 RETURNING {control}

@@ -45,7 +45,8 @@ SELECT host, broker FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s) WHERE br
 -- A worker lives, holds these items, and has this trouble with its broker (`beats`: not at each look). One that was found
 -- dead and is not comes back to life. Its session is a sign of life, unless it is a pooler's: then the client knows it by
 -- another number. One whose code a migration broke beats no more. Any process may also learn here what there is to do, so
--- that idle ones ask nothing else. Caller: the heartbeat. Rows: one, DueWork.
+-- that idle ones ask nothing else: also while another transaction has locked the worker's row, which is passed by.
+-- Caller: the heartbeat. Rows: one, DueWork.
 WITH outdated AS (
     SELECT EXISTS (SELECT FROM callboard.migrations WHERE breaking AND number > %(newest)s) AS by_a_migration
 ), beaten AS (
@@ -54,7 +55,8 @@ WITH outdated AS (
         session_since = (SELECT s.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) AS s),
         beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
         trouble = %(trouble)s
-    WHERE id = %(worker)s AND %(beats)s AND NOT (SELECT by_a_migration FROM outdated)
+    WHERE id = (SELECT id FROM callboard.workers WHERE id = %(worker)s AND %(beats)s FOR NO KEY UPDATE SKIP LOCKED)
+      AND NOT (SELECT by_a_migration FROM outdated)
 ), living AS (
     SELECT id FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 )
@@ -99,8 +101,9 @@ FROM known AS k WHERE a.name = k.name
 SELECT pg_try_advisory_lock(hashtextextended('callboard.testing', 0))
 
 -- name: stop_worker
--- A worker stops in order. Caller: the heartbeat.
-UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}' WHERE id = %(worker)s
+-- A worker stops in order. Caller: the heartbeat. Waits for a lock for LOCK_WAIT_SECONDS at most.
+UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}'
+FROM {lock_wait} WHERE id = %(worker)s
 
 -- name: dead_workers
 -- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.
@@ -112,11 +115,13 @@ SELECT w.id FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.
 WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
 
 -- name: declare_dead
--- Take a worker for dead. Guard: its heartbeat stopped, or it ended already.
--- Caller: the rescue. Rows: (id); none: it lives. The row stays locked to the end of the transaction, so one process at a
--- time decides which items its death is charged to; the guard of `record` has each requeued once.
-UPDATE callboard.workers AS w SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
-WHERE id = %(worker)s AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR {is_dead})
+-- Take a worker for dead. Guard: its heartbeat stopped, or it ended already; nobody has it locked.
+-- Caller: the rescue. Rows: (id); none: it lives, or is passed by. The row stays locked to the end of the transaction, so one
+-- process at a time decides which items its death is charged to; the guard of `record` has each requeued once.
+UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
+WHERE id = (SELECT id FROM callboard.workers AS w
+            WHERE id = %(worker)s AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR {is_dead})
+            FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING id
 
 -- part: is_dead

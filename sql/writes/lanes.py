@@ -83,6 +83,6 @@ def claim_lanes(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
 
 def hold(conn: Conn, job: int, item: int, seconds: float, reason: str) -> list[JobControl]:
     """Publish nothing of an item's lane, or of its job if it is in none, for some seconds from now; return what workers
-    must know of the job now, none if it is over.
+    must know of the job now, none if it is over. Raises psycopg.errors.LockNotAvailable.
     """
     return fetch(conn, JobControl, "hold", job=job, item=item, seconds=seconds, reason=reason)

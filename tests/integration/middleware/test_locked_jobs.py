@@ -32,7 +32,7 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
-from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, submission, sweep
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, submission, sweep, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import Delivered, RecordedAcks, make_attempt
@@ -43,6 +43,7 @@ from tests.support.workers import wait_until
 
 LOCK_JOB = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE"
 LOCK_ITEM = "SELECT FROM callboard.items WHERE job_id = %s AND item = 0 FOR UPDATE"
+LOCK_WORKER = "SELECT FROM callboard.workers WHERE id = %s FOR UPDATE"
 LOCK_TURNS = "SELECT FROM callboard.turns WHERE job_id = %s FOR UPDATE"
 LAPSE = "UPDATE callboard.jobs SET sealed = false, submitting_until = now() - interval '1 s' WHERE id = ANY (%s)"
 SLOW = 300.0
@@ -343,6 +344,38 @@ def test_a_job_is_cancelled_while_another_that_is_being_stopped_is_locked(
         actions.cancel(conn, job, Requester("python", "anna"))
         state = "SELECT state::text FROM callboard.jobs WHERE id = %s"
         assert conn.execute(state, (job,)).fetchone() == ("cancelled",)
+
+
+def test_a_worker_whose_row_is_locked_holds_up_no_other_and_looks_for_work(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    conn.execute("SET statement_timeout = '20s'")
+    held, other = make_worker(conn), make_worker(conn)
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 hour'")
+    with locked(database_url, LOCK_WORKER, held):
+        assert workers.beat(conn, held, []).live == 0
+        assert [workers.declare_dead(conn, worker) for worker in (held, other)] == [False, True]
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            workers.stop_worker(conn, held)
+    assert workers.declare_dead(conn, held)
+    workers.beat(conn, held, [])
+    assert not workers.declare_dead(conn, held)
+
+
+def test_a_hold_of_a_job_that_is_locked_keeps_no_other_from_its_hold(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    held, other = make_job(conn, 1), make_job(conn, 1)
+    holds = "SELECT id FROM callboard.jobs WHERE not_before > now() ORDER BY id"
+    with process_on(database_url) as process:
+        in_flight = InFlight(process, Consumers(), lambda: None, lambda: None)
+        with locked(database_url, LOCK_JOB, held):
+            for job in (held, other):
+                in_flight._hold_back((job, 0), 3_600.0, "it is asked too often")
+            assert wait_until(lambda: conn.execute(holds).fetchall() == [(other,)], SLOW)
+        assert wait_until(lambda: conn.execute(holds).fetchall() == [(held,), (other,)], SLOW)
 
 
 def test_the_lease_of_a_submission_holds_while_another_is_locked(
