@@ -372,7 +372,10 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def measured(postgres_url: str, template: str) -> Measured:
-    with database(postgres_url, template) as name:
+    with database(postgres_url, template) as name, psycopg.connect(postgres_url) as other:
+        # While any transaction of the server is open, no statement clears away rows that another has left, and all read
+        # more. So one always is.
+        other.execute("SELECT pg_current_xact_id()")
         url = with_database(postgres_url, name)
         with connect(url) as conn:
             return measure(url, conn)
@@ -408,7 +411,7 @@ def test_once_the_sweep_has_looked_a_plan_is_as_good_as_a_new_one(name: str, mea
 
 @pytest.mark.parametrize("name", sorted(set(TRIED) - READS_MUCH))
 def test_what_a_statement_reads_does_not_depend_on_the_size_of_tables(name: str, measured: Measured) -> None:
-    assert measured.told[name] <= 90 * SOME
+    assert measured.told[name] <= 100 * SOME
 
 
 def test_a_large_retry_is_claimed_and_confirmed_at_once(postgres_url: str, template: str) -> None:
