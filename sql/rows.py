@@ -352,7 +352,9 @@ ALL_JOBS = JobPage(0, 2**63 - 1)
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """An open job; `quiet`: it has not moved for a while; `in_flight`: published items of it have not ended."""
+    """An open job; `quiet`: it has not moved for a while; `in_flight`: published items of it have not ended;
+    `given_back`: changes when published messages of it come back to be published again.
+    """
 
     job: int
     watermark: int
@@ -360,6 +362,7 @@ class OpenJob:
     total: int
     quiet: bool
     in_flight: bool
+    given_back: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 A message that only waits must not be sent again: its first copy would run without a claim. So an item is republished
 when both of these are certain. Its queue no longer contains the message, because the queue is empty or has delivered
-messages that were published later (RabbitMQ keeps the order). And no live worker holds it: since then each has reported
-twice what it holds.
+messages that were published later (RabbitMQ keeps the order), and the message has not come back since to be published
+again, behind these. And no live worker holds it: since then each has reported twice what it holds.
 """
 
 import logging
@@ -66,6 +66,8 @@ class Suspects:
 
     queued: dict[str, dict[Key, int]] = field(default_factory=lambda: defaultdict(dict))
     missing: dict[Key, Missing] = field(default_factory=dict)
+    #: `OpenJob.given_back` of each job, from before any of its suspects was found.
+    given_back: dict[int, int] = field(default_factory=dict)
     _jobs: dict[int, dict[Key, str]] = field(default_factory=lambda: defaultdict(dict))
     _of_queues: Counter[str] = field(default_factory=Counter)
 
@@ -95,9 +97,19 @@ class Suspects:
     def drop_jobs(self, searched: range, in_flight: set[int]) -> None:
         """Suspect no item any more of those of the `searched` jobs of which nothing is in flight."""
         for job in [job for job in self._jobs if job in searched and job not in in_flight]:
-            for key in list(self._jobs[job]):
-                self.drop(key)
-            del self._jobs[job]
+            self._drop_job(job)
+        self.given_back = {k: n for k, n in self.given_back.items() if k in in_flight or k not in searched}
+
+    def note_given_back(self, job: int, given_back: int) -> None:
+        """If messages of a job came back, suspect none of its items any more: the next search may suspect them anew."""
+        if self.given_back.get(job) != given_back:
+            self._drop_job(job)
+            self.given_back[job] = given_back
+
+    def _drop_job(self, job: int) -> None:
+        for key in list(self._jobs[job]):
+            self.drop(key)
+        del self._jobs[job]
 
 
 @dataclass(slots=True)
@@ -128,6 +140,9 @@ class LostMessageSearch:
         jobs = {out.job for out in found if out.in_flight}
         gone = range(after + 1, self._last_job + 1) if self._last_job else range(after + 1, sys.maxsize)
         self._suspects.drop_jobs(gone, jobs)
+        for out in found:
+            if out.in_flight:
+                self._suspects.note_given_back(out.job, out.given_back)
         self._reached = {k: item for k, item in self._reached.items() if k[0] in jobs or k[0] not in gone}
         self._republish(conn, holder)
         self._add_suspects(conn, [out for out in found if out.in_flight])
@@ -146,7 +161,8 @@ class LostMessageSearch:
         for job, found in groupby(due, key=itemgetter(0)):
             keys = list(found)
             try:
-                count = sweep.republish(conn, job, [(item, attempt) for _, item, attempt in keys], holder)
+                items = [(item, attempt) for _, item, attempt in keys]
+                count = sweep.republish(conn, job, items, holder, self._suspects.given_back[job])
             except LockNotAvailable as error:  # the next search republishes those of this job
                 log.warning("job %d: lost messages are not published again yet: %s", job, error)
                 continue

@@ -437,6 +437,8 @@ CREATE TABLE callboard.turns (
     not_before       timestamptz,                -- of its job, as are the next six
     deadline         timestamptz,
     seq              bigint NOT NULL DEFAULT 0,  -- raised by each change: what was found before it may not be all
+    -- Raised when published messages come back, parked or without their actor: they are published again, behind others.
+    given_back       bigint NOT NULL DEFAULT 0,
     priority         integer NOT NULL,
     limited          boolean NOT NULL,           -- by concurrency, rate or lanes: all of it is published in its job's turn
     held             boolean NOT NULL,           -- paused, or being stopped
@@ -467,21 +469,23 @@ CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEG
                 SELECT FROM callboard.turns AS t WHERE t.job_id = a.job_id AND t.queue = a.queue OFFSET 0))
         ORDER BY j.id FOR SHARE;
         INSERT INTO callboard.turns AS t
-            (job_id, queue, target, bulk_at, due_at, tenant, priority, not_before, deadline, limited, held, over)
-        SELECT a.job_id, a.queue, coalesce(nullif(a.queue, ''), j.queue, ''), a.bulk_at, a.due_at,
+            (job_id, queue, target, bulk_at, due_at, given_back, tenant, priority, not_before, deadline, limited, held, over)
+        SELECT a.job_id, a.queue, coalesce(nullif(a.queue, ''), j.queue, ''), a.bulk_at, a.due_at, a.given_back,
                j.tenant, j.priority, j.not_before, j.deadline,
                j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL,
                j.state = 'paused' OR j.stopping IS NOT NULL, j.finished_at IS NOT NULL
         FROM (
             SELECT job_id, queue, coalesce(min(now()) FILTER (WHERE due_at = 'infinity'), 'infinity') AS bulk_at,
-                   coalesce(min(greatest(due_at, claimed_until)) FILTER (WHERE due_at < 'infinity'), 'infinity') AS due_at
+                   coalesce(min(greatest(due_at, claimed_until)) FILTER (WHERE due_at < 'infinity'), 'infinity') AS due_at,
+                   max((awaits IS NOT NULL OR in_turn AND suspect)::int) AS given_back
             FROM added
             WHERE NOT dead AND (TG_OP = 'INSERT' OR claimed_until IS NULL OR claimed_until <= now())
             GROUP BY job_id, queue
         ) AS a JOIN callboard.jobs AS j ON j.id = a.job_id
         ORDER BY a.job_id, a.queue
         ON CONFLICT (job_id, queue) DO UPDATE
-        SET bulk_at = least(t.bulk_at, excluded.bulk_at), due_at = least(t.due_at, excluded.due_at), seq = t.seq + 1;
+        SET bulk_at = least(t.bulk_at, excluded.bulk_at), due_at = least(t.due_at, excluded.due_at), seq = t.seq + 1,
+            given_back = t.given_back + excluded.given_back;
         IF (SELECT pg_has_role(c.relowner, 'USAGE')
                    AND pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
             FROM pg_catalog.pg_class AS c WHERE c.oid = TG_RELID)

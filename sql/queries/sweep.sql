@@ -236,9 +236,14 @@ ON CONFLICT DO NOTHING
 -- or is lost. Caller: the search for lost messages. Rows: OpenJob; `quiet`: the job has not moved for a while.
 SELECT id, watermark, bulk_end, total, updated_at < now() - make_interval(secs => %(quiet)s),
        stopping IS NULL AND state <> 'paused'
-       AND published > succeeded + failed + skipped + cancelled + retrying + in_turn
+       AND published > succeeded + failed + skipped + cancelled + retrying + in_turn,
+       {given_back}
 FROM (SELECT * FROM callboard.jobs WHERE finished_at IS NULL AND id > %(after)s ORDER BY id LIMIT %(limit)s) AS j
 ORDER BY id
+
+-- part: given_back
+-- A number that changes when published messages of the job `j` come back to be published again.
+(SELECT coalesce(sum(t.given_back), 0)::bigint FROM callboard.turns AS t WHERE t.job_id = j.id)
 
 -- part: held
 -- The items of the jobs `job` that live workers held at their last beats, or that run. Each array is unpacked once.
@@ -332,7 +337,8 @@ SELECT EXISTS (
 -- name: republish
 -- These items' messages are lost; send them again, as suspect, since nobody can be sure.
 -- Guard: the row still carries that attempt and waits, and nobody is known to hold it; and, of a sweep that was frozen
--- and comes to, that it has the lease still: another may have sent them meanwhile. Caller: the search. Rows: (item).
+-- and comes to, that it has the lease still: another may have sent them meanwhile. With `given_back`, that no message of
+-- the job has come back since the search had that number: it may be one of these. Caller: the search. Rows: (item).
 -- Lock order: items by key without waiting for any, then their outbox rows and turns: the inner query locks one at a time, in the
 -- order of the outer. Waits for a lock for LOCK_WAIT_SECONDS at most.
 -- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
@@ -347,6 +353,8 @@ CROSS JOIN LATERAL (
 WHERE i.attempt = l.attempt AND i.state = 'waiting'
   AND (%(holder)s::text IS NULL OR EXISTS (
       SELECT FROM callboard.leases AS s WHERE s.name = 'sweep' AND s.holder = %(holder)s AND s.until >= now()))
+  AND (%(given_back)s::bigint IS NULL OR EXISTS (
+      SELECT FROM callboard.jobs AS j WHERE j.id = (%(job)s::bigint[])[1] AND {given_back} = %(given_back)s))
   AND (i.job_id, i.item) NOT IN (SELECT job_id, item FROM held)  -- hashed
 ON CONFLICT (job_id, item) DO NOTHING
 RETURNING item

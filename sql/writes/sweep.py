@@ -102,6 +102,11 @@ def passed_mark(conn: Conn, queue: str, mark: PublishMark) -> bool:
     return bool(fetch_value(conn, "passed_mark", queue=queue, **lists("job low total", mark), last=mark[0][3]))
 
 
-def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]], holder: str | None = None) -> int:
-    """Put lost items, (item, attempt), into the outbox, if `holder` has the lease (None: always); return how many."""
-    return execute(conn, "republish", job=[job], **lists("item attempt", items), holder=holder).rowcount
+def republish(
+    conn: Conn, job: int, items: Sequence[tuple[int, int]], holder: str | None = None, given_back: int | None = None
+) -> int:
+    """Put lost items, (item, attempt), into the outbox, if `holder` has the lease and this is still the `given_back` of
+    the job (None: always); return how many.
+    """
+    given = lists("item attempt", items)
+    return execute(conn, "republish", job=[job], **given, holder=holder, given_back=given_back).rowcount

@@ -8,7 +8,7 @@ import pytest
 from dramatiq import Message
 
 from tests.faults.rig.proxy import Proxy, proxy
-from tests.faults.rig.scenario import NO_SEARCH, POLL, TIMEOUT, Scenario, fate, gated
+from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, fate, gated
 from tests.faults.test_rabbitmq import CUT, sent_again
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
@@ -89,7 +89,7 @@ def line(environment: dict[str, str]) -> Iterator[Proxy]:
 def test_what_was_fetched_before_does_not_run_twice(how: str, line: Proxy, broker: Broker, scenario: Scenario) -> None:
     """Prefetched copies are dropped, running ones are joined by their second delivery, and each item counts once."""
     count, start = 400, 200
-    worker = scenario.start_worker(env={"dramatiq_restart_delay": "200"}, short_periods=NO_SEARCH)
+    worker = scenario.start_worker(env={"dramatiq_restart_delay": "200"})
     assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     jobs = []
     for part in range(2):

@@ -10,7 +10,7 @@ import pytest
 
 import callboard
 from callboard.commands.services import wait_until
-from tests.faults.rig.scenario import NO_SEARCH, TIMEOUT, Scenario, fate, gated, mixed
+from tests.faults.rig.scenario import TIMEOUT, Scenario, fate, gated, mixed
 from tests.faults.test_rabbitmq import CUT, sent_again
 from tests.support.nodes import Node
 
@@ -74,7 +74,7 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
     gone are recorded; their retries wait in the database, and the job gives the reason.
     """
     for _ in range(2):
-        scenario.start_worker(short_periods=NO_SEARCH)
+        scenario.start_worker()
     gates = [scenario.folder / name for name in ("stopped", "killed")]
     items = gated(mixed(600), gates[0], 250)
     more = gated(({"number": n, "fate": "retry"} for n in range(600, 900)), gates[1], 600)
@@ -110,7 +110,7 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
 
 
 def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node) -> None:
-    scenario.start_worker(short_periods=NO_SEARCH)
+    scenario.start_worker()
     gate = scenario.folder / "gate"
     job = scenario.submit("work", gated(mixed(500, 0.02), gate, 250))
     with scenario.watch(job) as watcher:

@@ -30,9 +30,6 @@ NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uplo
 TIMEOUT = 300.0
 #: Seconds between two looks at what a test waits for.
 POLL = 0.2
-#: As `short_periods`: no search for lost messages comes to an end within a test, so that none takes what was given back
-#: for lost while it waits behind what was sent later. A message that is lost keeps its job from its end.
-NO_SEARCH = 2 * TIMEOUT
 #: Seconds after a worker's end in which its processes are gone.
 BURY_SECONDS = 3.0
 Result = TypeVar("Result")

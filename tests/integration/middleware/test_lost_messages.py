@@ -10,7 +10,7 @@ from callboard.middleware.sweep import lost_messages
 from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.sql.pool import Conn, connect
 from callboard.sql.statements import statement, with_timings
-from callboard.sql.writes import publishing, sweep
+from callboard.sql.writes import claims, publishing, sweep
 from callboard.sql.writes.workers import beat
 from tests.support.jobs import make_job, make_worker, publish, record, run, send
 from tests.support.transports import StubTransport
@@ -95,6 +95,34 @@ def test_a_message_that_no_queue_and_no_worker_has_is_sent_again_once(conn: Conn
     assert all(again[item].suspect and again[item].attempt == 1 for item in (9, 10, 11))
     look(conn, search, worker, times=4, holds=[(job, 7), (job, 8)])
     assert sent_again(conn, job) == [4, 9, 10, 11]
+
+
+@pytest.mark.parametrize("back", ["given back", "without its actor"])
+def test_a_message_that_came_back_waits_behind_those_that_were_sent_before_it_came(
+    back: str, conn: Conn, search: LostMessageSearch, queue: Queue
+) -> None:
+    """One that is lost beside it is found later."""
+    worker = make_worker(conn)
+    job = make_job(conn, 10)
+    queue.ready = 2
+    look(conn, search, worker, times=2)
+    if back == "given back":
+        claims.park(conn, [(job, 3, 1)])
+    else:
+        claims.postpone(conn, job, 3, 1, "work")
+    other = make_job(conn, 2)
+    conn.execute("UPDATE callboard.outbox SET due_at = now()")
+    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    assert sent_again(conn, job) == []
+    record(conn, job, {"succeeded": [0, 1, 2, *range(5, 10)]}, worker=worker)
+    record(conn, other, {"succeeded": [0]}, worker=worker)  # item 4 of the first is lost, 3 and this one's 1 are queued
+    look(conn, search, worker, times=4)
+    assert sent_again(conn, job) == []
+    third = make_job(conn, 1)
+    record(conn, job, {"succeeded": [3]}, worker=worker)
+    record(conn, third, {"succeeded": [0]}, worker=worker)
+    look(conn, search, worker, times=4)
+    assert sent_again(conn, job) == [4]
 
 
 def test_a_message_that_waits_in_its_queue_is_left_alone(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
@@ -245,7 +273,13 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
     record(conn, job, {"succeeded": range(19_000)}, result=None)
     conn.execute("ANALYZE callboard.items")
     some = {"job": [job], "low": [18_000], "high": [19_500], "limit": 100}
-    lost_messages = {"job": [job], "item": list(range(19_000, 19_500)), "attempt": [1] * 500, "holder": LEADER}
+    lost_messages = {
+        "job": [job],
+        "item": list(range(19_000, 19_500)),
+        "attempt": [1] * 500,
+        "holder": LEADER,
+        "given_back": None,
+    }
     for name, parameters in (("unheld_items", some), ("republish", lost_messages)):
         explain = b"EXPLAIN " + statement(name).encode()
         plan = "\n".join(row[0] for row in conn.execute(explain, with_timings(parameters)))
@@ -270,7 +304,13 @@ def test_what_workers_hold_is_unpacked_once(conn: Conn) -> None:
     worker, job = make_worker(conn), make_job(conn, 1_000)
     beat(conn, worker, [(job + 1, 3 * item * item) for item in range(16_000)])
     ranges = {"job": [job], "low": [0], "high": [1_000], "limit": 1_000}
-    lost_messages = {"job": [job], "item": list(range(1_000)), "attempt": [1] * 1_000, "holder": LEADER}
+    lost_messages = {
+        "job": [job],
+        "item": list(range(1_000)),
+        "attempt": [1] * 1_000,
+        "holder": LEADER,
+        "given_back": None,
+    }
     for name, parameters in (("unheld_items", ranges), ("republish", lost_messages)):
         explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement(name).encode()
         row = conn.execute(explain, with_timings(parameters)).fetchone()
