@@ -26,13 +26,15 @@ class Retention:
     _locked: dict[int, float] = field(default_factory=dict)
 
     def round(self, conn: Conn) -> None:
-        """Mark the jobs that are due, every 10 s, and delete rows of those that are marked."""
+        """Mark the jobs that are due, every 10 s, and delete rows of those that are marked. Raises what `mark_expired`
+        does; the next round goes on.
+        """
         now = time.monotonic()
         if self._looked is None or now - self._looked >= LOOK_SECONDS:
             self._looked = now
+            retention.delete_old_rows(conn, self.keep)
             for job in retention.mark_expired(conn, self.keep):
                 log.info("job %d is deleted: its time is over", job)
-            retention.delete_old_rows(conn, self.keep)
         self._locked = {job: until for job, until in self._locked.items() if until > now}
         for job in retention.deleted_jobs(conn):
             if job in self._locked:

@@ -1,12 +1,12 @@
 """Lock, recount, pause, stop and close jobs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import settings
-from callboard.sql.errors import DATA_ERRORS
+from callboard.sql.errors import DATA_ERRORS, UserFunctionWaits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobControl, JobFacts, JobPage
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row
@@ -20,6 +20,17 @@ def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, bool]:
 def job_facts(conn: Conn, job: int) -> JobFacts:
     """Return what an app gave with a job; nothing for a deleted job."""
     return fetch_one(conn, JobFacts, "job_facts", job=job) or JobFacts("", None, "{}")
+
+
+def write_each(write: Callable[[list[int]], list[int]], ids: Iterable[int]) -> list[int]:
+    """Run a statement that writes these jobs and returns those that it passed by; return these. If one of them can't be
+    written, as a trigger of the user's may cause, write each alone, and return also those that can't.
+    """
+    ids = list(ids)
+    try:
+        return write(ids)
+    except (UserFunctionWaits, *DATA_ERRORS):
+        return ids if len(ids) == 1 else [left for one in ids for left in write_each(write, [one])]
 
 
 def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ from callboard.sql.arrays import parameters
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Event, JobControl, NewItem, Running
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value, lists
+from callboard.sql.writes.jobs import write_each
 
 
 def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
@@ -45,6 +46,6 @@ def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> set[t
 
 def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> set[int]:
     """Record that items of these jobs started, with the step that they last reported (None: no step); return the open
-    jobs of which it was not, since another transaction has locked them.
+    jobs of which it was not, since another transaction has locked them, or a trigger of the user's keeps them from it.
     """
-    return set(fetch_ids(conn, "touch_jobs", **lists("job step", steps.items())))
+    return set(write_each(lambda jobs: fetch_ids(conn, "touch_jobs", job=jobs, step=[steps[j] for j in jobs]), steps))

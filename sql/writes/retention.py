@@ -5,6 +5,7 @@ be killed, and others may do the same at the same time: the next one goes on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import psycopg
 from psycopg.errors import LockNotAvailable
@@ -35,10 +36,23 @@ def mark_deleted(conn: Conn, jobs: Iterable[int]) -> list[int]:
 def mark_expired(conn: Conn, keep: float | None) -> list[int]:
     """Mark finished jobs whose time is over as deleted, `BATCH_ROWS` at most; return their ids. `keep`: seconds that
     jobs without a limit of their own are kept (None: for ever).
+
+    Raises UserFunctionWaits or DATA_ERRORS when there are only jobs that a trigger of the user's keeps from it.
     """
     with transaction(conn):
         due = fetch_ids(conn, "expired_jobs", keep=keep, limit=BATCH_ROWS)
-        return mark_deleted(conn, due) if due else []
+        try:
+            with transaction(conn):  # a savepoint: the jobs stay locked
+                return mark_deleted(conn, due) if due else []
+        except (UserFunctionWaits, *DATA_ERRORS) as error:
+            refused = error
+        marked = list[int]()
+        for job in due:
+            with suppress(UserFunctionWaits, *DATA_ERRORS), transaction(conn):
+                marked += mark_deleted(conn, [job])
+        if not marked:
+            raise refused
+        return marked
 
 
 def deleted_jobs(conn: Conn, *, aside: bool = False) -> list[int]:

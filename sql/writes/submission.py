@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from callboard.sql.rows import ALL_JOBS, JobPage, SubmittedJob
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_ids, fetch_one, gives_row, required, statement
 from callboard.sql.writes import retention
-from callboard.sql.writes.jobs import lock_jobs
+from callboard.sql.writes.jobs import lock_jobs, write_each
 from callboard.sql.writes.requests import (
     Requester,
     at_database_time,
@@ -248,9 +249,13 @@ def fail_submission(conn: Conn, job: int, reason: str) -> None:
 
 def renew_submissions(conn: Conn, jobs: Iterable[int]) -> list[int]:
     """Renew the leases of the submissions of these jobs; return those that another transaction has locked for
-    `LOCK_WAIT_SECONDS`.
+    `LOCK_WAIT_SECONDS`, or that a trigger of the user's keeps from being written.
     """
-    locked = fetch_ids(conn, "renew_submissions", jobs=list(jobs))
+    return write_each(partial(_renew_submissions, conn), jobs)
+
+
+def _renew_submissions(conn: Conn, jobs: list[int]) -> list[int]:
+    locked = fetch_ids(conn, "renew_submissions", jobs=jobs)
     if locked:
         # Whoever waits for the lock has the row before the sweep, which waits for none, takes the lease for lapsed.
         with suppress(LockNotAvailable), transaction(conn, timings.LOCK_WAIT_SECONDS):

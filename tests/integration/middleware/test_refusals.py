@@ -21,11 +21,12 @@ from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import Relay
 from callboard.middleware.publish.send_leases import SendLeases
+from callboard.middleware.sweep.retention import Retention
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewItem, Retry, Running
-from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, sends, stages, workers
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, sends, stages, submission, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
@@ -276,6 +277,37 @@ def test_a_job_that_a_trigger_of_the_users_keeps_from_being_swept_holds_up_no_ot
     for _ in range(2):
         Sweep(unused, StubTransport).round(conn)
     assert status(conn, kept)["state"] == state
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_a_job_that_a_trigger_of_the_users_keeps_from_being_noted_holds_up_no_other(code: str, conn: Conn) -> None:
+    """Neither the lease of another submission of its process, nor the start of another job."""
+    first, kept, last = (make_job(conn, 1, sealed=False) for _ in range(3))
+    conn.execute("UPDATE callboard.jobs SET submitting_until = now()")
+    audit_job(conn, kept, code, "true")
+    assert submission.renew_submissions(conn, [first, kept, last]) == [kept]
+    renewed = "SELECT id FROM callboard.jobs WHERE submitting_until > now() ORDER BY 1"
+    assert conn.execute(renewed).fetchall() == [(first,), (last,)]
+    assert outcomes.touch_jobs(conn, {first: "a step", kept: None, last: None}) == {kept}
+    assert [status(conn, job)["state"] for job in (first, kept, last)] == ["running", "pending", "running"]
+    assert status(conn, first)["step"] == "a step"
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_a_job_that_a_trigger_of_the_users_keeps_for_ever_has_no_other_kept(
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    first, kept, last = (make_job(conn, 1) for _ in range(3))
+    for job in (first, kept, last):
+        record(conn, job, {"succeeded": [0]})
+    conn.execute("UPDATE callboard.jobs SET finished_at = now() - interval '1 h'")
+    audit_job(conn, kept, code, "NEW.deleted_at IS NOT NULL")
+    unused: Any = None
+    for _ in range(2):
+        Sweep(unused, StubTransport, _retention=Retention(60.0)).round(conn)
+    assert conn.execute("SELECT id FROM callboard.jobs").fetchall() == [(kept,)]
+    assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
 
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
