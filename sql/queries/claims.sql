@@ -105,10 +105,7 @@ WITH RECURSIVE awaited AS (
     SELECT * FROM known UNION ALL SELECT * FROM unknown
 ), turn AS MATERIALIZED (
     -- Those of a job whose turn is locked wait for the next look: the update of a message changes its turn.
-    SELECT t.job_id, t.queue FROM (SELECT DISTINCT job_id, queue FROM waiting) AS w CROSS JOIN LATERAL (
-        SELECT job_id, queue FROM callboard.turns AS t
-        WHERE t.job_id = w.job_id AND t.queue = w.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
-    ) AS t
+    SELECT t.* FROM (SELECT DISTINCT job_id, queue FROM waiting) AS w CROSS JOIN LATERAL {unlocked_turn}
 )
 UPDATE callboard.outbox AS o SET due_at = now()
 FROM waiting AS w JOIN turn AS t ON t.job_id = w.job_id AND t.queue = w.queue WHERE o.id = w.id

@@ -93,8 +93,8 @@ epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_o
 -- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job whose
 -- deadline is before its creation, as it was given or by an action during the submission, is stopped when the submission
 -- is over, so that its submitter gets the same answer each time: the job, which is cancelled a moment later.
--- Caller: the sweep; not with `writes`: to find them. Rows: (id). Lock order: jobs without waiting for any: the next look
--- has what is locked; then their turns, for LOCK_WAIT_SECONDS at most.
+-- Caller: the sweep; without `writes` it only finds them. Rows: (id). Lock order: jobs without waiting for any: the next
+-- look has what is locked; then their turns, for LOCK_WAIT_SECONDS at most.
 WITH late AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL AND {of_page}

@@ -96,12 +96,14 @@ next AS MATERIALIZED (
     SELECT w.queue, w.target, w.seq, w.served_at, j.*
     FROM waiting AS w CROSS JOIN LATERAL (
         {servable} OFFSET 0 FOR NO KEY UPDATE OF j SKIP LOCKED
-    ) AS j CROSS JOIN LATERAL (
-        SELECT FROM callboard.turns AS t
-        WHERE t.job_id = w.job_id AND t.queue = w.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
-    ) AS t
+    ) AS j CROSS JOIN LATERAL {unlocked_turn}
     LIMIT 1
 )
+
+-- part: unlocked_turn
+-- The turn of the row `w`, locked; none while another transaction has it locked.
+(SELECT job_id, queue FROM callboard.turns AS t
+ WHERE t.job_id = w.job_id AND t.queue = w.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED) AS t
 
 -- part: claimed_job
 -- The job `next` is claimed, and its turn is used up.
@@ -426,10 +428,7 @@ WITH unsent AS MATERIALIZED (
     FOR UPDATE OF o SKIP LOCKED
 ), turn AS MATERIALIZED (
     -- The update of a message changes its turn, unless it is a dead letter.
-    SELECT t.job_id, t.queue FROM (SELECT DISTINCT job_id, queue FROM unsent WHERE NOT dead) AS u CROSS JOIN LATERAL (
-        SELECT job_id, queue FROM callboard.turns AS t
-        WHERE t.job_id = u.job_id AND t.queue = u.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
-    ) AS t
+    SELECT t.* FROM (SELECT DISTINCT job_id, queue FROM unsent WHERE NOT dead) AS w CROSS JOIN LATERAL {unlocked_turn}
 )
 UPDATE callboard.outbox AS o
 SET claimed_until = now(),

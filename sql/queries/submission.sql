@@ -139,8 +139,8 @@ WHERE id = ANY(%(jobs)s) AND NOT sealed AND finished_at IS NULL AND id NOT IN (S
 -- Jobs without a key whose submitter is gone: nobody can take them up again.
 -- Transition: open -> failed, with a reason that says what to do. Guard: neither sealed nor stopped, the lease lapsed.
 -- Of a job of stages only the first stage is submitted; its key is its parent's.
--- One with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep; not with `writes`: to find them.
--- Rows: (id).
+-- One with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep; without `writes` it only finds
+-- them. Rows: (id).
 -- Lock order: jobs by id without waiting for any: of one that is locked the lease could not be renewed. Its turns: for
 -- LOCK_WAIT_SECONDS at most.
 WITH abandoned AS (

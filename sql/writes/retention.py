@@ -5,7 +5,6 @@ be killed, and others may do the same at the same time: the next one goes on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 
 import psycopg
 from psycopg.errors import LockNotAvailable
@@ -14,6 +13,7 @@ from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS, UserFunctionWaits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import execute, fetch_ids, fetch_value
+from callboard.sql.writes.jobs import write_each
 from callboard.sql.writes.outcomes import longest_lock
 
 #: Seconds until a job that could not be deleted is tried again; and one that was locked.
@@ -41,17 +41,16 @@ def mark_expired(conn: Conn, keep: float | None) -> list[int]:
     """
     with transaction(conn):
         due = fetch_ids(conn, "expired_jobs", keep=keep, limit=BATCH_ROWS)
-        try:
-            with transaction(conn):  # a savepoint: the jobs stay locked
-                return mark_deleted(conn, due) if due else []
-        except (UserFunctionWaits, *DATA_ERRORS) as error:
-            refused = error
         marked = list[int]()
-        for job in due:
-            with suppress(UserFunctionWaits, *DATA_ERRORS), transaction(conn):
-                marked += mark_deleted(conn, [job])
-        if not marked:
-            raise refused
+
+        def mark(jobs: list[int]) -> list[int]:
+            with transaction(conn):  # a savepoint: the others stay locked
+                marked.extend(mark_deleted(conn, jobs))
+            return []
+
+        refused = write_each(mark, due) if due else []
+        if refused and not marked:
+            mark(refused[:1])  # raises why
         return marked
 
 
