@@ -5,7 +5,10 @@ from contextlib import contextmanager
 
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
-from callboard.middleware.publish.transport import Answer
+from callboard.middleware.publish.backlog import QueueBacklogs
+from callboard.middleware.publish.relay import Relay
+from callboard.middleware.publish.send_leases import SendLeases
+from callboard.middleware.publish.transport import Answer, Transport
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.sql.rows import Outgoing
 
@@ -49,3 +52,8 @@ class StubTransport:
 
     def close(self) -> None:
         pass
+
+
+def relay_to(transport: Transport) -> Relay:
+    """A relay as a publisher has it."""
+    return Relay(transport, QueueBacklogs(transport), SendLeases())

@@ -25,9 +25,6 @@ from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process import outage
-from callboard.middleware.publish.backlog import QueueBacklogs
-from callboard.middleware.publish.relay import Relay
-from callboard.middleware.publish.send_leases import SendLeases
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
@@ -38,7 +35,7 @@ from tests.support.databases import waits
 from tests.support.deliveries import Delivered, RecordedAcks, make_attempt
 from tests.support.jobs import make_job, make_worker, record
 from tests.support.process_parts import RecordedAttempts, process_on
-from tests.support.transports import StubTransport
+from tests.support.transports import StubTransport, relay_to
 from tests.support.workers import wait_until
 
 LOCK_JOB = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE"
@@ -160,8 +157,7 @@ def test_a_journal_that_closes_waits_for_a_locked_job(conn: Conn, database_url: 
 @pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])
 def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn, database_url: str) -> None:
     """The publisher goes on with other jobs, and nobody publishes the messages of that job again."""
-    transport = StubTransport()
-    relay = Relay(transport, QueueBacklogs(transport), SendLeases())
+    relay = relay_to(StubTransport())
     held, other = (make_job(conn, 1, name=name) for name in ("held", "other"))
     for job in (held, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)
@@ -182,7 +178,7 @@ def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn
 
 def test_a_lock_that_is_let_go_at_once_keeps_no_publisher_busy(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nothing to settle later, so nothing to look at again and again."""
-    relay = Relay(StubTransport(), QueueBacklogs(StubTransport()), SendLeases())
+    relay = relay_to(StubTransport())
     record(conn, make_job(conn, 1), {"retrying": [0]}, delay=0.0)
     confirm, tries = publishing.confirm_outbox, iter([psycopg.errors.LockNotAvailable()])
 

@@ -18,9 +18,6 @@ from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
-from callboard.middleware.publish.backlog import QueueBacklogs
-from callboard.middleware.publish.relay import Relay
-from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.sweep.retention import Retention
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
@@ -32,7 +29,7 @@ from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, status
 from tests.support.process_parts import RecordedAttempts, process_on
-from tests.support.transports import StubTransport
+from tests.support.transports import StubTransport, relay_to
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
@@ -73,10 +70,14 @@ def kept(url: str) -> Iterator[FlushedJournal]:
         assert made.journal.close(300)
 
 
-@pytest.fixture
-def journal(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlushedJournal]:
-    """A journal that logs every line of an outage."""
+@pytest.fixture(autouse=True)
+def each_error_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once in some seconds."""
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+
+
+@pytest.fixture
+def journal(database_url: str) -> Iterator[FlushedJournal]:
     with kept(database_url) as made:
         yield made
 
@@ -224,10 +225,9 @@ def audit_job(conn: Conn, job: int, code: str, when: str) -> None:
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_a_job_that_a_trigger_of_the_users_keeps_from_closing_holds_up_no_other(
-    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither one that is cancelled meanwhile, nor one that waits for the sweep, which says why."""
-    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     kept, waiting, cancelled = (make_job(conn, 1) for _ in range(3))
     audit_job(conn, kept, code, "NEW.finished_at IS NOT NULL")
     actions.cancel(conn, kept, ANNA)
@@ -257,9 +257,8 @@ SWEPT = {
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 @pytest.mark.parametrize("kind", SWEPT)
 def test_a_job_that_a_trigger_of_the_users_keeps_from_being_swept_holds_up_no_other(
-    kind: str, code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kind: str, code: str, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     such, kept_from, state = SWEPT[kind]
     first, kept, last = (make_job(conn, 1) for _ in range(3))
     if state == "completed":
@@ -295,9 +294,8 @@ def test_a_job_that_a_trigger_of_the_users_keeps_from_being_noted_holds_up_no_ot
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_a_job_that_a_trigger_of_the_users_keeps_for_ever_has_no_other_kept(
-    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     first, kept, last = (make_job(conn, 1) for _ in range(3))
     for job in (first, kept, last):
         record(conn, job, {"succeeded": [0]})
@@ -312,10 +310,9 @@ def test_a_job_that_a_trigger_of_the_users_keeps_for_ever_has_no_other_kept(
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_a_job_of_stages_that_a_trigger_of_the_users_keeps_from_being_updated_holds_up_no_other(
-    code: str, conn: Conn, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    code: str, conn: Conn, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor does it end a heartbeat with an error, which would be taken for an outage of the database."""
-    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     kept, other = (make_staged(conn)[0] for _ in range(2))
     conn.execute("UPDATE callboard.jobs SET state = 'pending', started_at = NULL WHERE stages IS NOT NULL")
     conn.execute("INSERT INTO callboard.stage_changes (parent_id) VALUES (%s), (%s)", (kept, other))
@@ -334,12 +331,10 @@ def test_a_job_of_stages_that_a_trigger_of_the_users_keeps_from_being_updated_ho
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_a_job_that_a_trigger_of_the_users_keeps_from_being_claimed_holds_up_no_other(
-    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is the first in turn, each time."""
-    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
-    transport = StubTransport()
-    relay = Relay(transport, QueueBacklogs(transport), SendLeases())
+    relay = relay_to(StubTransport())
     kept, *others = (make_job(conn, 1, published=0) for _ in range(3))
     audit_job(conn, kept, code, "true")
     assert relay.publish_job(conn, kept, []) is None
@@ -348,18 +343,16 @@ def test_a_job_that_a_trigger_of_the_users_keeps_from_being_claimed_holds_up_no_
     assert [status(conn, job)["queued"] for job in (kept, *others)] == [0, 1, 1]
     assert f"job {kept}: it is under audit" in caplog.text
     conn.execute("DROP FUNCTION audit CASCADE")
-    assert Relay(transport, QueueBacklogs(transport), SendLeases()).publish_due(conn)
+    assert relay_to(StubTransport()).publish_due(conn)
     assert status(conn, kept)["queued"] == 1
 
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_what_is_published_of_a_job_that_a_trigger_of_the_users_keeps_from_being_settled_is_settled_later(
-    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is published of other jobs is settled, and nobody publishes the messages of that job again."""
-    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
-    transport = StubTransport()
-    relay = Relay(transport, QueueBacklogs(transport), SendLeases())
+    relay = relay_to(StubTransport())
     kept, other = make_job(conn, 1), make_job(conn, 1)
     for job in (kept, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)
@@ -379,10 +372,9 @@ def test_what_is_published_of_a_job_that_a_trigger_of_the_users_keeps_from_being
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_a_standing_job_that_a_trigger_of_the_users_keeps_open_holds_up_no_other(
-    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At midnight the sweep seals those of all actors."""
-    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     kept, others = sends.standing_job(conn, "kept", "default"), [sends.standing_job(conn, n, "default") for n in "ab"]
     conn.execute("UPDATE callboard.jobs SET standing_on = standing_on - 1")
     audit_job(conn, kept, code, "NEW.sealed")
