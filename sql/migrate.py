@@ -90,8 +90,8 @@ def migrate(url: str) -> list[str]:
 
 
 def check_database(conn: Conn) -> None:
-    """Raise SchemaError for a database whose encoding can't hold every text, for limits that end what we do, and where
-    row level security may hide rows of ours.
+    """Raise SchemaError for a database whose encoding can't hold every text, for limits that end what we do, where row
+    level security may hide rows of ours, and where a trigger of ours does not run.
     """
     encoding = conn.info.parameter_status("server_encoding") or "UTF8"
     if encoding != "UTF8":
@@ -111,6 +111,12 @@ def check_database(conn: Conn) -> None:
             f"row level security of callboard.{table} applies to the role {role}: a row that it hides would be taken "
             f"for one that is gone. ALTER ROLE {role} BYPASSRLS, or ALTER TABLE callboard.{table} DISABLE ROW LEVEL "
             "SECURITY"
+        )
+    for table, trigger in conn.execute(statement("idle_triggers")):
+        raise SchemaError(
+            f"the trigger {trigger} of callboard.{table} does not run in sessions of the role {role}, and without it "
+            f"nothing is published: ALTER TABLE callboard.{table} ENABLE TRIGGER {trigger} if it is disabled, or "
+            f"ALTER ROLE {role} SET session_replication_role = origin, unless the database or the server sets it"
         )
 
 

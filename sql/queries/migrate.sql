@@ -34,3 +34,13 @@ SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name = ANY (%s) ORDER
 -- Rows: (name).
 SELECT relname FROM pg_catalog.pg_class
 WHERE relnamespace = to_regnamespace('callboard') AND relkind IN ('r', 'p') AND row_security_active(oid) ORDER BY 1 LIMIT 1
+
+-- name: idle_triggers
+-- A trigger of ours that does not run in sessions of this role, if there is one. Caller: migrate.check_database.
+-- Rows: (table, trigger).
+SELECT c.relname, t.tgname
+FROM pg_catalog.pg_trigger AS t
+JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+WHERE c.relnamespace = to_regnamespace('callboard') AND p.pronamespace = c.relnamespace
+  AND t.tgenabled NOT IN ('A', CASE current_setting('session_replication_role') WHEN 'replica' THEN 'R' ELSE 'O' END)
+ORDER BY 1, 2 LIMIT 1

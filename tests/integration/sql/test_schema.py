@@ -158,6 +158,20 @@ def test_a_role_from_which_rows_are_hidden_is_refused(database_url: str) -> None
             conn.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
+@pytest.mark.parametrize(
+    "stop", ["SET session_replication_role = replica", "ALTER TABLE callboard.outbox DISABLE TRIGGER USER"]
+)
+def test_a_session_in_which_our_triggers_do_not_run_is_refused(stop: str, conn: Conn) -> None:
+    """Jobs would stand: the triggers tell the publisher what there is to publish."""
+    conn.execute("CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    conn.execute("CREATE TRIGGER of_the_app BEFORE INSERT ON callboard.jobs FOR EACH ROW EXECUTE FUNCTION f()")
+    conn.execute("ALTER TABLE callboard.jobs DISABLE TRIGGER of_the_app")
+    assert migrate.check(conn) is None
+    conn.execute(stop.encode())
+    with pytest.raises(SchemaError, match=r"the trigger \w+ of callboard\.\w+ does not run in sessions of the role"):
+        migrate.check(conn)
+
+
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
 @pytest.mark.parametrize("default", ["datestyle = 'German, DMY'", "default_transaction_isolation = 'repeatable read'"])
 def test_statements_do_not_depend_on_the_defaults_of_the_database(
