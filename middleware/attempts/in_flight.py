@@ -266,8 +266,13 @@ class InFlight:
         return self._process.retry_write(lambda conn: claim(conn, attempt, self._process.worker, alone=alone))
 
     def _release_claim(self, attempt: Attempt) -> None:
-        worker = self._process.worker
-        self._process.retry_write(lambda conn: claims.release_item(conn, *attempt.key, attempt.number, worker))
+        """Give up a claim. One that another transaction has locked is left to `sweep.drop_unheld_running`."""
+
+        def give_up(conn: Conn) -> None:
+            with suppress(LockNotAvailable):
+                claims.release_item(conn, *attempt.key, attempt.number, self._process.worker)
+
+        self._process.retry_write(give_up)
 
     def _is_stale(self, attempt: Attempt) -> bool:
         """Return whether every connection that brought it is gone: RabbitMQ delivers it again, and that copy claims."""

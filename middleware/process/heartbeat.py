@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.periodic import Periodic
@@ -114,7 +115,11 @@ class Heartbeat:
         declared = self._declared.copy()
         actors = {name: queue for name, (queue, _) in declared.items()}
         signatures = {name: known for name, (_, known) in declared.items() if known is not None}
-        workers.add_actors(conn, self.process.worker, actors, signatures)
+        try:
+            workers.add_actors(conn, self.process.worker, actors, signatures)
+        except LockNotAvailable:
+            log.debug("new actors are recorded at a later look, since another transaction has locked what is known")
+            return
         for name, announced in declared.items():
             if self._declared[name] is announced:  # it was not declared anew meanwhile
                 del self._declared[name]
@@ -163,10 +168,10 @@ class Heartbeat:
             self._looked = now
             if due.outdated:
                 self._end_outdated(conn)
-            if self._declared and worker:
-                self._record_actors(conn)
             self._note_idle(due)
             self.begin(due)
+            if self._declared and worker:
+                self._record_actors(conn)
             self._report_means(conn)
             if due.stages and worker:
                 self.make_stages(conn)

@@ -156,7 +156,7 @@ class Sweep:
         yield from (_seal_standing, _stop_late, _close_stopped, _update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
-            yield from (self._look_at_jobs, sweep.drop_messages_of_ended_jobs, claims.make_postponed_due)
+            yield from (self._look_at_jobs, _drop_messages, claims.make_postponed_due)
             yield _end_frozen_copies
         elif self._page_end:
             yield self._look_at_jobs
@@ -221,6 +221,10 @@ def _rescue_dead(conn: Conn) -> None:
 def _queue_lapsed_sends(conn: Conn) -> None:
     lapsed = sends.lapsed_send_leases(conn)
     _run(conn, [partial(sends.queue_lapsed_sends, job=job, leases=leases) for job, leases in lapsed])
+
+
+def _drop_messages(conn: Conn) -> None:
+    _write_all(conn, sweep.drop_messages_of_ended_jobs)
 
 
 def _stop_abandoned(conn: Conn) -> None:

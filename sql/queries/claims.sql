@@ -28,7 +28,8 @@ LEFT JOIN callboard.workers AS w ON w.id = coalesce(held.worker, r.worker)
 -- name: release_item
 -- A claimed item is not run: its job was paused or stopped meanwhile.
 -- Guard: this worker holds it for that attempt. Caller: InFlight. No row: the worker was taken for dead and the item rescued.
-DELETE FROM callboard.running
+-- Waits for a lock for LOCK_WAIT_SECONDS at most.
+DELETE FROM callboard.running USING {lock_wait}
 WHERE job_id = %(job)s AND item = %(item)s AND attempt = %(attempt)s AND worker = %(worker)s
 
 -- name: postpone

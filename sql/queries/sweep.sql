@@ -137,15 +137,17 @@ WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE '
 -- name: ended_turns
 -- Jobs that ended and have turns left, so perhaps messages and lanes. The rest of the transaction searches tables by their
 -- indexes, also one that the planner takes for tiny. Caller: the sweep. Rows: (id).
-SELECT DISTINCT job_id FROM callboard.turns, (SELECT set_config('enable_seqscan', 'off', true)) AS by_index
-WHERE over ORDER BY job_id LIMIT %(DROP_BATCH_JOBS)s
+SELECT DISTINCT j.id FROM (SELECT job_id AS id FROM callboard.turns WHERE over) AS j,
+       (SELECT set_config('enable_seqscan', 'off', true)) AS by_index
+WHERE {of_page} ORDER BY j.id LIMIT %(DROP_BATCH_JOBS)s
 
 -- name: drop_messages_of_ended_jobs
 -- What was to be published for jobs that are over never is; what waits for the dead
 -- letters goes there. It counts as published, so that what is left to publish stays exact. Of a job without such messages
 -- the lanes and turns are deleted: nothing of it is in flight.
 -- Guard: the job, locked, is still over; what a publisher or a retry has in hand is left to it. Caller: the sweep.
--- Rows: none. Lock order: jobs by id, then rows of the outbox without waiting for any, then lanes and turns.
+-- Rows: none. Lock order: jobs by id, then rows of the outbox without waiting for any, then lanes and turns. Waits for a lock
+-- for LOCK_WAIT_SECONDS at most.
 WITH over AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.id = ANY (%(jobs)s) AND j.finished_at IS NOT NULL

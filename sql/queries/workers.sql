@@ -1,7 +1,10 @@
 -- name: announce_actors
--- What a worker can run. Caller: register_worker.
+-- What a worker can run. Caller: register_worker, add_actors. Lock order: actors by name. Waits for a lock for
+-- LOCK_WAIT_SECONDS at most.
 INSERT INTO callboard.actors AS a (name, queue, signature)
-SELECT * FROM unnest(%(actors)s::text[], %(queues)s::text[], %(signatures)s::jsonb[]) AS n (name, queue, signature) ORDER BY 1
+SELECT name, queue, signature
+FROM unnest(%(actors)s::text[], %(queues)s::text[], %(signatures)s::jsonb[]) AS n (name, queue, signature), {lock_wait}
+ORDER BY name
 ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, signature = excluded.signature
 
 -- name: register_worker
@@ -13,12 +16,13 @@ VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s, %(b
 RETURNING id
 
 -- name: add_actors
--- A worker has more actors, which were declared after its start. Caller: the heartbeat. Lock order: turns as above, worker.
+-- A worker has more actors, which were declared after its start. Caller: the heartbeat. Lock order: worker, turns as above.
+-- Waits for a lock for LOCK_WAIT_SECONDS at most.
 WITH {woken_turns}
 UPDATE callboard.workers
 SET actors = ARRAY(SELECT unnest(actors) UNION SELECT unnest(%(actors)s::text[]) ORDER BY 1),
     queues = ARRAY(SELECT unnest(queues) UNION SELECT unnest(%(queues)s::text[]) ORDER BY 1)
-WHERE id = %(worker)s
+FROM {lock_wait} WHERE id = %(worker)s
 
 -- part: woken_turns
 -- The turns of jobs that may have waited for these actors are looked at.

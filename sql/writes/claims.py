@@ -19,7 +19,7 @@ def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int, *, al
 
 
 def release_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> None:
-    """Give up the claim of an item that does not run yet."""
+    """Give up the claim of an item that does not run yet. Raises LockNotAvailable."""
     execute(conn, "release_item", job=job, item=item, attempt=attempt, worker=worker)
 
 

@@ -40,11 +40,15 @@ def standing_jobs_to_seal(conn: Conn) -> list[int]:
     return fetch_ids(conn, "standing_jobs_to_seal")
 
 
-def drop_messages_of_ended_jobs(conn: Conn) -> None:
-    """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most, and the lanes and turns of others."""
-    with transaction(conn):
-        if jobs := fetch_ids(conn, "ended_turns"):
+def drop_messages_of_ended_jobs(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
+    """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most, and the lanes and turns of others;
+    return the ids of `DROP_BATCH_JOBS` at most that had some. Without `writes`, only find them.
+    """
+    with transaction(conn, timings.LOCK_WAIT_SECONDS):
+        jobs = fetch_ids(conn, "ended_turns", **page._asdict())
+        if jobs and writes:
             execute(conn, "drop_messages_of_ended_jobs", jobs=jobs)
+    return jobs
 
 
 def end_frozen_copies(conn: Conn) -> int:

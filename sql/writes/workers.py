@@ -22,7 +22,10 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
 
 
 def add_actors(conn: Conn, worker: int, actors: Mapping[str, str], signatures: Mapping[str, Signature]) -> None:
-    """Record that a worker has these actors ({name: queue}) too, which were declared after its start."""
+    """Record that a worker has these actors ({name: queue}) too, which were declared after its start.
+
+    Raises LockNotAvailable.
+    """
     execute(conn, "add_actors", worker=worker, **_announce(conn, actors, signatures))
 
 

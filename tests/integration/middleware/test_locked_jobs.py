@@ -25,10 +25,11 @@ from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process import outage
+from callboard.middleware.process.heartbeat import Heartbeat
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event
+from callboard.sql.rows import DueWork, Event
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, submission, sweep, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
@@ -41,6 +42,7 @@ from tests.support.workers import wait_until
 LOCK_JOB = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE"
 LOCK_ITEM = "SELECT FROM callboard.items WHERE job_id = %s AND item = 0 FOR UPDATE"
 LOCK_WORKER = "SELECT FROM callboard.workers WHERE id = %s FOR UPDATE"
+LOCK_RUNNING = "SELECT FROM callboard.running WHERE job_id = %s FOR UPDATE"
 LOCK_TURNS = "SELECT FROM callboard.turns WHERE job_id = %s FOR UPDATE"
 LAPSE = "UPDATE callboard.jobs SET sealed = false, submitting_until = now() - interval '1 s' WHERE id = ANY (%s)"
 SLOW = 300.0
@@ -244,6 +246,26 @@ def test_no_thread_waits_for_an_item_that_is_locked(conn: Conn, database_url: st
         claim(conn, make_attempt(job, 0), 1)
 
 
+def test_no_thread_waits_for_a_claim_that_it_gives_up(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep gives up what is left of it."""
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    job, worker, left = make_job(conn, 1), make_worker(conn), "SELECT FROM callboard.running"
+    attempt = make_attempt(job, 0)
+    claim(conn, attempt, worker)
+    with process_on(database_url) as process, ThreadPoolExecutor(1) as thread:
+        process.worker = worker
+        in_flight = InFlight(process, Consumers(), lambda: None, lambda: None)
+        with locked(database_url, LOCK_RUNNING, job):
+            thread.submit(in_flight._release_claim, attempt).result(SLOW)
+        assert conn.execute(left).rowcount == 1
+    conn.execute("UPDATE callboard.running SET started_at = now() - interval '1 h'")
+    workers.beat(conn, worker, [])
+    sweep.drop_unheld_running(conn)
+    assert conn.execute(left).rowcount == 0
+
+
 @pytest.mark.parametrize("row", [LOCK_ITEM, LOCK_TURNS])
 def test_a_message_without_its_actor_that_is_locked_holds_up_no_other(row: str, conn: Conn, database_url: str) -> None:
     """It is kept when nobody holds it any more, and published again."""
@@ -357,6 +379,30 @@ def test_a_worker_whose_row_is_locked_holds_up_no_other_and_looks_for_work(
     assert workers.declare_dead(conn, held)
     workers.beat(conn, held, [])
     assert not workers.declare_dead(conn, held)
+
+
+@pytest.mark.parametrize("row", [LOCK_WORKER, "SELECT FROM callboard.actors WHERE name = 'late' AND %s > 0 FOR UPDATE"])
+def test_a_worker_whose_new_actors_are_locked_looks_for_work(
+    row: str, conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its actors are recorded when nobody holds them any more."""
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    make_worker(conn, "late")
+    worker, found = make_worker(conn), list[DueWork | None]()
+    with process_on(database_url) as process, ThreadPoolExecutor(1) as thread:
+        process.worker = worker
+        heartbeat = Heartbeat(
+            process, held=list, apply_controls=lambda _: None, trouble=lambda: None, make_stages=lambda _: None,
+            mean_seconds=dict, work_done=lambda: None, holds_messages=lambda: False, begin=found.append,
+            outdated=lambda _: None,
+        )  # fmt: skip
+        heartbeat.add_actor("late", "default", None)
+        with locked(database_url, row, worker):
+            thread.submit(heartbeat._step).result(SLOW)
+            assert [due.live for due in found if due is not None] == [2]
+        heartbeat._step()
+    actors = "SELECT 'late' = ANY (actors) FROM callboard.workers WHERE id = %s"
+    assert conn.execute(actors, (worker,)).fetchone() == (True,)
 
 
 def test_a_hold_of_a_job_that_is_locked_keeps_no_other_from_its_hold(

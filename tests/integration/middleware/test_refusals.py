@@ -315,6 +315,25 @@ def test_a_job_that_a_trigger_of_the_users_keeps_for_ever_has_no_other_kept(
 
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_a_job_that_a_trigger_of_the_users_keeps_from_dropping_its_messages_has_no_other_keep_them(
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, kept, last = (make_job(conn, 1) for _ in range(3))
+    for job in (first, kept, last):
+        record(conn, job, {"retrying": [0]})
+        actions.cancel(conn, job, ANNA)
+    audit_job(conn, kept, code, "true")
+    unused: Any = None
+    Sweep(unused, StubTransport).round(conn)
+    assert conn.execute("SELECT job_id FROM callboard.outbox").fetchall() == [(kept,)]
+    assert "a step of the sweep failed, and is tried again: it is under audit" in caplog.text
+    conn.execute("DROP FUNCTION audit CASCADE")
+    for _ in range(2):  # the second drops the turns of what the first finds without messages
+        Sweep(unused, StubTransport).round(conn)
+    assert conn.execute("SELECT FROM callboard.outbox UNION ALL SELECT FROM callboard.turns").fetchall() == []
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_a_job_of_stages_that_a_trigger_of_the_users_keeps_from_being_updated_holds_up_no_other(
     code: str, conn: Conn, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
