@@ -27,6 +27,9 @@ TRANSIENT = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     PoolTimeout,
 )
+#: What is wrong with a database that takes no writes, and what to do.
+READ_ONLY = "the database can only be read"
+PRIMARY = "let DATABASE_URL name a server that takes writes, and no standby, or end its read-only mode"
 #: A function that was running when an error came, in a line of its context in any language (lc_messages): of PL/pgSQL
 #: its schema, unless that is in the search path, and its name, before its arguments; of others its name in quotes.
 _LANGUAGE = re.compile(r"(PL/\w+)|SQL")

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from callboard.middleware.submission.submission import SubmittedElsewhere
+from callboard.sql.errors import PRIMARY, READ_ONLY
 from callboard.sql.migrate import MISFIT
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchJob, NotPossible
@@ -23,7 +24,6 @@ UNREACHABLE = (
     "the database can't be reached: check that PostgreSQL runs and that DATABASE_URL leads to it; "
     "this works again by itself as soon as it does"
 )
-READ_ONLY = "the database can only be read: let DATABASE_URL name a server that takes writes, and no standby"
 SLOW = "this took longer than 5 s and was stopped: ask for less, by a smaller limit or another filter"
 BUSY = "other changes are still waiting for the database, and nothing was changed: try again"
 BEHIND = "the database's schema does not fit this code: run `callboard migrate`"
@@ -107,7 +107,7 @@ HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
     psycopg.OperationalError: problem(503, UNREACHABLE, {"Retry-After": "1"}),
     psycopg.errors.QueryCanceled: problem(503, SLOW),
-    psycopg.errors.ReadOnlySqlTransaction: problem(503, READ_ONLY),
+    psycopg.errors.ReadOnlySqlTransaction: problem(503, f"{READ_ONLY}: {PRIMARY}"),
     Busy: problem(503, BUSY, {"Retry-After": "1"}),
     NotConfigured: problem(503),
     NoSuchJob: problem(404),

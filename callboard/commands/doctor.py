@@ -12,13 +12,14 @@ from rich.text import Text
 
 from callboard.commands import actor_modules, output
 from callboard.commands.database import reach
-from callboard.commands.errors import PRIMARY, READ_ONLY, CommandError, explain
+from callboard.commands.errors import CommandError, explain
 from callboard.commands.output import AsJson
 from callboard.middleware.ping import PING
 from callboard.middleware.rabbitmq import confirms, queue_admin
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer
 from callboard.middleware.submission import item_encoding
 from callboard.sql import migrate, settings
+from callboard.sql.errors import PRIMARY, READ_ONLY
 from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import Conn, connect, database_address
 from callboard.sql.reads import queries

@@ -6,15 +6,12 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.commands.services import NotStarted
-from callboard.sql.errors import connect_advice, is_connection_lost
+from callboard.sql.errors import PRIMARY, READ_ONLY, connect_advice, is_connection_lost
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
 
-#: What is wrong with a database that takes no writes, and what to do.
-READ_ONLY = "the database can only be read"
-PRIMARY = "let DATABASE_URL name a server that takes writes, and no standby, or end its read-only mode"
-#: The same, by the error of a database that refuses what others would do.
+#: What is wrong and what to do, by the error of a database that refuses what others would do.
 REFUSALS: dict[type[Exception], tuple[str, str]] = {
     psycopg.errors.InsufficientPrivilege: ("the database refuses this user", "give it the right, or use another user"),
     psycopg.errors.ReadOnlySqlTransaction: (READ_ONLY, PRIMARY),
