@@ -25,7 +25,7 @@ from callboard.middleware.publish.chunking import chunk_size, into_chunks
 from callboard.middleware.publish.send_leases import SendLeases
 from callboard.middleware.publish.transport import Answer, Transport, Unpublishable, Unreachable
 from callboard.sql import timings
-from callboard.sql.errors import DATA_ERRORS, UserFunctionWaits
+from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Outgoing, PublishClaim
 from callboard.sql.writes import outcomes, publishing, sends
@@ -42,7 +42,8 @@ OUTBOX_BATCH_MESSAGES = 500
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
-#: Seconds until a job is claimed again whose claim a trigger of the user's has refused.
+#: Seconds until a job is claimed again whose claim a trigger of the user's has refused; ten times as long as that took,
+#: if it is more.
 REFUSED_CLAIM_SECONDS = 5.0
 #: Seconds between two looks at locked jobs of which messages are confirmed; until their rows are deleted, the claims of
 #: these messages are renewed, so that nobody sends them again.
@@ -144,6 +145,10 @@ class Relay:
                     locked += of_job
             self._put_off(locked)
 
+    def _unsettled_jobs(self) -> list[int]:
+        """The jobs that wait for `settle`. Until then no more of them is published, so that few messages wait."""
+        return list({out.job for out in self._locked})
+
     def _put_off(self, locked: Sequence[Outgoing]) -> None:
         self._locked += locked
         if self._locked:
@@ -210,7 +215,7 @@ class Relay:
         published = 0
         if any(d.outbox for d in due):
             rooms = {queue: room for queue, room in rooms.items() if room > 0}
-            batch = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES, rooms)
+            batch = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES, rooms, self._unsettled_jobs())
             published = self.publish_outbox(conn, batch) if batch else 0
         if not any(d.in_turn for d in due):
             self._locked_looks = 0
@@ -220,12 +225,13 @@ class Relay:
     def _publish_next_job(self, conn: Conn) -> bool:
         """Publish the next job in turn whose queue has room; return whether there was one. The record of outcomes may
         have locked the rows of all of them: then pause, and return True, so that the next round looks again after it
-        has published what else is due. After LOCKED_JOB_LOOKS of these return False.
+        has published what else is due. After LOCKED_JOB_LOOKS of these return False, or at once if jobs are passed over
+        for a while.
         """
         passed_over: list[int] = []
         while (published := self.publish_job(conn, None, passed_over)) is False:
             continue
-        if published or passed_over:
+        if published or passed_over or self._refused or self._locked:
             self._locked_looks = 0
             return bool(published)
         self._locked_looks = (self._locked_looks + 1) % LOCKED_JOB_LOOKS
@@ -268,14 +274,15 @@ class Relay:
         """Claim a job; see `publish_job`. One whose claim a trigger of the user's refuses is passed over for a while.
         Which one that is turns out as the jobs that are due are claimed one by one.
         """
-        now = time.monotonic()
-        self._refused = {refused: until for refused, until in self._refused.items() if until > now}
-        full, passed = self.backlogs.full_queues(), [*passed_over, *self._refused]
+        began = time.monotonic()
+        self._refused = {refused: until for refused, until in self._refused.items() if until > began}
+        full, passed = self.backlogs.full_queues(), [*passed_over, *self._refused, *self._unsettled_jobs()]
         try:
             return publishing.claim_job(conn, full=full, passed=passed, job=job)
-        except (UserFunctionWaits, *DATA_ERRORS) as error:
+        except (LockNotAvailable, *DATA_ERRORS) as error:
             if job is not None:
-                self._refused[job] = now + REFUSED_CLAIM_SECONDS
+                now = time.monotonic()
+                self._refused[job] = now + max(REFUSED_CLAIM_SECONDS, 10 * (now - began))
                 _log_kept(RuntimeError(f"job {job}: {error}"))
                 return None
         claims = (self._claim(conn, due, passed_over) for due in publishing.due_jobs(conn, full, passed))

@@ -27,7 +27,8 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- When none of the first turns can be served, they are looked at again after a pause, or once their job changes; but for
 -- those whose job or turn another transaction has locked for a moment, as the record of outcomes does many times a second.
 -- Caller: the publisher. Rows: PublishClaim. None: no such job.
--- Lock order: the job, then its turn; turns that can't be served; without waiting for any.
+-- Lock order: the job, then its turn; turns that can't be served; without waiting for any. What a trigger of the user's
+-- waits for, it waits for LOCK_WAIT_SECONDS at most.
 WITH {living}, tenants AS (
     -- By one pass over the turns, which to sort takes several times as long: when each tenant was served, and by priority
     -- the first of its jobs that are due.
@@ -119,7 +120,7 @@ SET publish_token = j.publish_token + 1,
     rate_ready = CASE WHEN j.rate IS NOT NULL THEN next.base + make_interval(secs => next.starts / j.rate) END,
     suspect_below = CASE WHEN next.abandoned THEN greatest(j.suspect_below, j.watermark + %(PUBLISH_WINDOW_ITEMS)s)
                          ELSE j.suspect_below END
-FROM next WHERE j.id = next.id
+FROM next, {lock_wait} WHERE j.id = next.id
 RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
           CASE WHEN next.queue = '' THEN j.bulk_end ELSE j.watermark END, j.epoch, coalesce(j.actor, ''), next.target,
           j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, j.chunk, next.served_at,
@@ -295,14 +296,14 @@ SELECT goes_on FROM moved
 -- of many jobs the same number each. Tenants come in turn, and the jobs of a tenant.
 -- Guard: due, unclaimed or abandoned (then it may have been published: suspect), its job open, its time has come, and it
 -- is neither paused nor being stopped nor limited (see claim_in_turn); what is for the dead letters goes there whatever
--- became of the job. `queue`, `room`: NULL: any queue has room for `limit`.
+-- became of the job. `queue`, `room`: NULL: any queue has room for `limit`. Of the jobs `passed` nothing but that.
 -- Caller: the publisher. Rows: Outgoing. Lock order: rows of the outbox, then turns, without waiting for any.
 WITH placed AS (
     SELECT t.*, max(t.served_at) OVER (PARTITION BY t.tenant) AS tenant_served_at,
            row_number() OVER (PARTITION BY t.tenant, t.target, t.priority ORDER BY t.served_at NULLS FIRST, t.job_id) AS place
     FROM callboard.turns AS t
     WHERE NOT t.held AND NOT t.over AND NOT t.limited AND t.due_at <= now() AND {its_time_is}
-      AND (%(queue)s::text[] IS NULL OR t.target = ANY (%(queue)s::text[]))
+      AND (%(queue)s::text[] IS NULL OR t.target = ANY (%(queue)s::text[])) AND t.job_id <> ALL (%(passed)s::bigint[])
 ), picked AS MATERIALIZED (
     SELECT job_id, queue, seq,
            ceil(coalesce((SELECT r.room FROM unnest(%(queue)s::text[], %(room)s::int[]) AS r (queue, room) WHERE r.queue = target),

@@ -18,11 +18,14 @@ from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
+from callboard.middleware.publish import relay as module
+from callboard.middleware.publish.transport import Answer
 from callboard.middleware.sweep.retention import Retention
 from callboard.middleware.sweep.sweep import Sweep
+from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, NewItem, Retry, Running
+from callboard.sql.rows import Event, NewItem, Outgoing, Retry, Running
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, sends, stages, submission, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
@@ -354,22 +357,76 @@ def test_a_job_of_stages_that_a_trigger_of_the_users_keeps_from_being_updated_ho
     assert conn.execute(states).fetchall() == [("running",), ("running",)]
 
 
-@pytest.mark.parametrize("code", ["P0001", "08001"])
+@pytest.mark.parametrize("code", ["P0001", "08001", "55P03"])
 def test_a_job_that_a_trigger_of_the_users_keeps_from_being_claimed_holds_up_no_other(
     code: str, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is the first in turn, each time."""
+    """It is the first in turn, each time. When nothing else is to be published, nobody looks for it again and again."""
     relay = relay_to(StubTransport())
     kept, *others = (make_job(conn, 1, published=0) for _ in range(3))
     audit_job(conn, kept, code, "true")
     assert relay.publish_job(conn, kept, []) is None
     for _ in others:
         assert relay.publish_due(conn)
+    assert not relay.publish_due(conn)
     assert [status(conn, job)["queued"] for job in (kept, *others)] == [0, 1, 1]
     assert f"job {kept}: it is under audit" in caplog.text
     conn.execute("DROP FUNCTION audit CASCADE")
     assert relay_to(StubTransport()).publish_due(conn)
     assert status(conn, kept)["queued"] == 1
+
+
+def test_a_job_whose_trigger_waits_for_a_lock_keeps_no_other_from_being_published(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    conn.execute("CREATE TABLE busy ()")
+    relay, kept, other = relay_to(StubTransport()), make_job(conn, 1, published=0), make_job(conn, 1, published=0)
+    conn.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN LOCK TABLE busy; RETURN NEW; END $$"
+    )
+    conn.execute(
+        "CREATE TRIGGER audit BEFORE UPDATE ON callboard.jobs FOR EACH ROW"
+        f" WHEN (NEW.id = {kept}) EXECUTE FUNCTION audit()".encode()
+    )
+    with connect(database_url) as own, ThreadPoolExecutor(1) as thread, connect(database_url) as holder:
+        with holder.transaction():
+            holder.execute("LOCK TABLE busy")
+            assert thread.submit(relay.publish_due, own).result(300)
+        assert [status(conn, job)["queued"] for job in (kept, other)] == [0, 1]
+        assert relay_to(StubTransport()).publish_due(own)
+    assert status(conn, kept)["queued"] == 1
+
+
+@pytest.mark.parametrize("code", ["P0001", "08001"])
+def test_no_more_is_published_of_a_job_that_a_trigger_of_the_users_keeps_from_being_settled(
+    code: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So few messages wait in memory; each is published once, and those of another job meanwhile."""
+    transport, published = StubTransport(), list[tuple[int, int]]()
+
+    def publish(batch: Sequence[Outgoing]) -> list[Answer]:
+        published.extend((out.job, out.item) for out in batch)
+        return [True] * len(batch)
+
+    monkeypatch.setattr(module, "OUTBOX_BATCH_MESSAGES", 1)
+    monkeypatch.setattr(transport, "publish", publish)
+    relay = relay_to(transport)
+    kept, other = make_job(conn, 3), make_job(conn, 3)
+    for job in (kept, other):
+        record(conn, job, {"retrying": range(3)}, delay=0.0)
+    audit_job(conn, kept, code, "true")
+    while relay.publish_due(conn):
+        continue
+    assert len(relay._locked) == 1
+    assert sorted(published) == [(kept, 0), *((other, item) for item in range(3))]
+    conn.execute("DROP FUNCTION audit CASCADE")
+    relay.settle(conn)
+    while relay.publish_due(conn):
+        continue
+    assert sorted(published) == [(job, item) for job in (kept, other) for item in range(3)]
+    assert conn.execute("SELECT FROM callboard.outbox").rowcount == 0
+    assert drift(conn) == []
 
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
