@@ -192,7 +192,7 @@ def test_the_publisher_looks_again_when_a_hold_ends(conn: Conn) -> None:
     """Not seconds later, as at lanes that are full."""
     job = job_of(conn, "aa", concurrency_by="customer=1")
     assert published(conn, job) == [0]
-    lanes_of.hold(conn, job, 0, 2.5, "")
+    lanes_of.hold(conn, job, 0, 50.0, "")
     record(conn, job, {"succeeded": [0]})
     claim = publishing.claim_job(conn)
     assert claim is not None

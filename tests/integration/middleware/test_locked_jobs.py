@@ -163,7 +163,7 @@ def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn
     held, other = (make_job(conn, 1, name=name) for name in ("held", "other"))
     for job in (held, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)
-    left = "SELECT job_id, claimed_until > now() + interval '7 s' FROM callboard.outbox"
+    left = "SELECT job_id, claimed_until > now() + interval '2 s' FROM callboard.outbox"
     batch = publishing.claim_outbox(conn, 10)
     with locked(database_url, row, held):
         assert relay.publish_outbox(conn, batch) == 2

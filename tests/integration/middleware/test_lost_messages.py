@@ -258,6 +258,7 @@ def test_a_large_job_is_searched_a_range_at_a_time(
 ) -> None:
     """Its end comes first, where most of a loss lies; children are numbered after the bulk items."""
     monkeypatch.setattr(lost_messages, "RANGE_ITEMS", 100)
+    monkeypatch.setattr(lost_messages, "STILL_SECONDS", 600.0)  # else more of it is searched at a time
     job = make_job(conn, 1_000)
     kept = {5, 555, 950}
     record(conn, job, {"succeeded": [item for item in range(1_000) if item not in kept]})

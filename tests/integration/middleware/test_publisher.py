@@ -159,6 +159,7 @@ def test_refused_messages_do_not_hold_up_others(
 ) -> None:
     """A queue that has reached its length limit refuses messages; other queues go on."""
     monkeypatch.setattr(relay_module, "OUTBOX_BATCH_MESSAGES", 2)
+    monkeypatch.setattr(relay_module, "REFUSED_PAUSE_SECONDS", 600.0)
     transport.refused = {"full"}
     job = make_job(conn, 0, sealed=False)
     for item in range(3):

@@ -442,7 +442,7 @@ def test_what_is_published_of_a_job_that_a_trigger_of_the_users_keeps_from_being
     for job in (kept, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)
     audit_job(conn, kept, code, "true")
-    left = "SELECT job_id, claimed_until > now() + interval '7 s' FROM callboard.outbox"
+    left = "SELECT job_id, claimed_until > now() + interval '2 s' FROM callboard.outbox"
     assert relay.publish_outbox(conn, publishing.claim_outbox(conn, 10)) == 2
     assert conn.execute(left).fetchall() == [(kept, True)]
     assert f"job {kept}: it is under audit" in caplog.text
