@@ -191,6 +191,7 @@ def test_a_worker_on_a_stock_broker_takes_chunks_apart(
             pipeline.ended(job)
             status = job.status()
             assert (status["succeeded"], status["failed"], status["skipped"]) == (48, 6, 6)
+            assert wait_until(lambda: worker.output.count(" was skipped") >= 6, TIMEOUT)  # its master passes it on
             assert worker.output.count(" was skipped") == 6
         finally:
             worker.stop()

@@ -265,7 +265,9 @@ def test_callbacks(terminal: Terminal, web: httpx.Client) -> None:
             return [one["state"] for one in web.get(called).json()["callbacks"]] == ["delivered"] * 2
 
         assert wait_until(delivered, TIMEOUT, pause=0.2), web.get(called).json()
-        assert "words with a report completed" in receiver.log.read_text(encoding="utf-8")
+        # The receiver prints once it has answered, so "delivered" may be there before the line is.
+        line_of_job = "words with a report completed"
+        assert wait_until(lambda: line_of_job in receiver.log.read_text(encoding="utf-8"), TIMEOUT)
     reports = "api/jobs?actor=send_report"
     assert wait_until(lambda: [j["succeeded"] for j in web.get(reports).json()["jobs"]] == [1], TIMEOUT)
 

@@ -42,8 +42,10 @@ def test_what_keeps_a_pool_from_a_connection_is_said(database_url: str) -> None:
     with connect(with_database(database_url, "postgres")) as admin, make_pool(database_url, size=1) as pool:
         pool.wait(300)
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        with make_pool(database_url, size=1) as other, pytest.raises(PoolTimeout, match=refused), other.connection(1):
-            pass
+        with make_pool(database_url, size=1) as other:
+            assert wait_until(lambda: database_url in PlainConnection.refusals, 300)
+            with pytest.raises(PoolTimeout, match=refused), other.connection(1):
+                pass
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         connect(database_url).close()
         with pool.connection(300), pytest.raises(PoolTimeout) as lent, pool.connection(0.1):
@@ -59,8 +61,10 @@ def test_what_keeps_a_pool_from_a_connection_is_said(database_url: str) -> None:
 def test_only_pools_of_others_log_that_they_cannot_connect(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever asks ours gets the reason."""
     away = with_database(database_url, "none_such")
-    with make_pool(away, size=1) as pool, pytest.raises(PoolTimeout, match="none_such"), pool.connection(1):
-        pass
+    with make_pool(away, size=1) as pool:
+        assert wait_until(lambda: away in PlainConnection.refusals, 300)
+        with pytest.raises(PoolTimeout, match="none_such"), pool.connection(1):
+            pass
     assert [record for record in caplog.records if record.name == "psycopg.pool"] == []
     with ConnectionPool(away, name="app", min_size=1, open=True):
         assert wait_until(lambda: "error connecting in 'app" in caplog.text, 300)
