@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -351,18 +351,25 @@ def test_a_row_that_comes_between_is_met_by_trying_again(
     job = make_job(conn, 2)
     record(conn, job, {"failed": [0, 1]})
     row = "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) VALUES (%s, 1, 1, now(), false)"
-    asked = list[str]()
+    asked, committing = list[str](), list[Future[None]]()
+
+    def commit() -> None:
+        """While the retry waits at the unique key."""
+        assert wait_until(lambda: waits(database_url), 300)
+        holder.commit()
 
     def meddling(name: str) -> Any:
         asked.append(name)
         if name == "retry_ended_items" and asked.count(name) == 1:
             holder.execute(row, (job,))
-            threading.Timer(0.3, holder.commit).start()  # while the retry waits at the unique key
+            committing.append(pool.submit(commit))
         return statement(name)
 
     monkeypatch.setattr(retry_action, "statement", meddling)
-    with psycopg.connect(database_url) as holder:
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as pool:
         assert retry_action.retry(conn, job, ANNA, FAILED) == 2
+        for done in committing:
+            done.result(300)
     assert asked.count("retry_ended_items") == 2
     assert parts(conn, job) == {"pending": 2} == listed(conn, job)
 

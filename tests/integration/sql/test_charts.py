@@ -65,11 +65,12 @@ def test_a_chart_begins_at_the_start_and_ends_now(conn: Conn, database_url: str)
     job = make_job(conn, 100)
     assert queries.run(conn, queries.samples(job)) == []
     record(conn, job, {"succeeded": range(50), "failed": range(50, 60)})
-    started(conn, job, 100)
-    sampled(conn, job, (80, 10, 0), (60, 30, 5), (20, 50, 10))
-    assert points(conn, job) == [
-        (-100, 0, 0, 0), (-80, 10, 0, 0.5), (-60, 30, 5, 1), (-20, 50, 10, 0.5), (0, 60, 10, 0.5),
-    ]  # fmt: skip
+    with conn.transaction():  # at one time
+        started(conn, job, 100)
+        sampled(conn, job, (80, 10, 0), (60, 30, 5), (20, 50, 10))
+        assert points(conn, job) == [
+            (-100, 0, 0, 0), (-80, 10, 0, 0.5), (-60, 30, 5, 1), (-20, 50, 10, 0.5), (0, 60, 10, 0.5),
+        ]  # fmt: skip
     actions.pause(conn, job, ANNA)
     actions.resume(conn, job, ANNA)
     answer = read(database_url, f"/jobs/{job}/samples")
@@ -80,8 +81,9 @@ def test_a_chart_begins_at_the_start_and_ends_now(conn: Conn, database_url: str)
 def test_a_chart_ends_with_its_job_and_has_no_rate_below_0_after_a_retry(conn: Conn) -> None:
     job = make_job(conn, 10)
     record(conn, job, {"failed": range(10)})
-    started(conn, job, 360, ended=60)
-    sampled(conn, job, (260, 9, 9), (160, 2, 2), (50, 10, 10))
+    with conn.transaction():  # at one time
+        started(conn, job, 360, ended=60)
+        sampled(conn, job, (260, 9, 9), (160, 2, 2), (50, 10, 10))
     assert points(conn, job) == [(-300, 0, 0, 0), (-200, 9, 9, 0.09), (-100, 2, 2, 0), (0, 10, 10, 0.08)]
 
 
