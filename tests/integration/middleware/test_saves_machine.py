@@ -157,7 +157,7 @@ SESSION = """
     SELECT current_user, session_user, ARRAY(SELECT pg_listening_channels()),
            (SELECT array_agg(name || '=' || setting ORDER BY name) FROM pg_settings WHERE setting <> reset_val),
            nullif(current_setting('app.tenant', true), ''), (SELECT count(*) FROM pg_cursors WHERE is_holdable),
-           (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),
+           (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
            (SELECT count(*) FROM pg_class WHERE relpersistence = 't')
 """
 
