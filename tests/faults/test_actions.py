@@ -39,7 +39,8 @@ def test_a_cancelled_job_starts_nothing_more_and_ends_with_what_ran(scenario: Sc
     """It stops with most of its items in the queue and in the hands of workers, whose threads have begun some."""
     job, _ = going(scenario, 800)
     with scenario.watch(job) as watcher:
-        assert job.cancel("wrong file")["stopping"] == "cancelled"
+        said = job.cancel("wrong file")
+        assert "cancelled" in (said["stopping"], said["state"])  # what had begun may have ended by now
         scenario.all_heard(job)
         heard = time.time()
         scenario.wait_for(job, lambda status: status["state"] == "cancelled")

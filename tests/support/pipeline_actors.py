@@ -158,7 +158,7 @@ async def holds_back(number: int) -> int:
     """Holds back its lane, or its job, and comes back later."""
     if callboard.current().attempt == 1:
         callboard.hold(1, "the API says 429")
-        raise callboard.Postpone(0.05)
+        raise callboard.Postpone(0.5)  # a thread beside it stores what is held back
     return callboard.current().attempt
 
 

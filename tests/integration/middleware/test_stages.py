@@ -293,7 +293,8 @@ def test_cancelled_within_a_stage(pipeline: Pipeline, tmp_path: Path) -> None:
     in_hand(job)
     # A worker tells of its attempts that run first, and then of the step of their job.
     assert wait_until(lambda: (status(job)["step"] or "").startswith("asking "), TIMEOUT)
-    assert job.cancel("wrong company")["stopping"] == "cancelled"
+    said = job.cancel("wrong company")
+    assert "cancelled" in (said["stopping"], said["state"])  # what was in hand may have ended by now
     found = ended(job)
     assert (found["state"], found["reason"]) == ("cancelled", "wrong company")
     assert [state for _, state, *_ in told(job)] == ["completed", "cancelled", "cancelled"]
