@@ -38,7 +38,10 @@ def children(pid: int, *words: str) -> list[int]:
     """The pids of a process's children with these words in their command line."""
     found = []
     for place in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in place.read_text().split():
+        of_thread = list[str]()
+        with suppress(FileNotFoundError, ProcessLookupError):  # that thread has just ended
+            of_thread = place.read_text().split()
+        for child in of_thread:
             with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 line = Path(f"/proc/{child}/cmdline").read_text().split("\0")
                 found += [int(child)] if set(words) <= set(line) else []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import standardwebhooks
 
+from callboard.commands.services.ports import free_ports
 from callboard.middleware.callbacks import public_address, webhook
 from callboard.middleware.callbacks.undelivered import Undelivered
 from callboard.middleware.callbacks.webhook import post, sign
@@ -292,10 +293,8 @@ def test_a_receiver_that_reads_nothing_is_given_up_in_time(monkeypatch: pytest.M
 
 
 def test_the_error_says_that_a_receiver_is_not_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
     with pytest.raises(Undelivered, match=r"connection failed: .*refused"):
-        post(f"http://127.0.0.1:{port}/", ID, BODY)
+        post(f"http://127.0.0.1:{free_ports(1)[0]}/", ID, BODY)
     with pytest.raises(Undelivered, match=r"the host nowhere\.invalid is not found"):
         post("http://nowhere.invalid/", ID, BODY)
 
