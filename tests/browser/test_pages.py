@@ -35,10 +35,8 @@ SOON = 60_000
 ANNA = Requester("cli", "anna")
 EVIL = "</pre><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 #: The schemes of colours, and what axe looks for in each: everything, and what colours may break.
-SCHEMES: Sequence[tuple[Literal["light", "dark"], dict[str, Any]]] = (
-    ("light", {}),
-    ("dark", {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}),
-)
+COLOURS = {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}
+SCHEMES: Sequence[tuple[Literal["light", "dark"], dict[str, Any]]] = (("light", {}), ("dark", COLOURS))
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 #: What is wrong. Of what passes axe describes one node, not all, which took a sixth of the processor time.
 VIOLATIONS = "rules => axe.run({...rules, resultTypes: ['violations']}).then(found => found.violations)"
@@ -481,14 +479,25 @@ def test_axe_finds_nothing_serious(browser: Browser, conn: Conn, address: str) -
         page.evaluate(AXE)
         for scheme, rules in SCHEMES:
             page.emulate_media(color_scheme=scheme)
-            violations = page.evaluate(VIOLATIONS, rules)
-            found[path, scheme] = [
-                (one["id"], [node["html"][:200] for node in one["nodes"][:3]])
-                for one in violations
-                if one["impact"] in ("serious", "critical")
-            ]
+            found[path, scheme] = serious(page, rules)
+    page.route("**/api/v1/**", lambda route: route.abort())
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#live")).to_have_text(re.compile("^reconnecting"))
+    page.evaluate(AXE)
+    for scheme, _ in SCHEMES:
+        page.emulate_media(color_scheme=scheme)
+        found["a lost connection", scheme] = serious(page, COLOURS)
     page.context.close()
     assert not any(found.values()), {path: rules for path, rules in found.items() if rules}
+
+
+def serious(page: Page, rules: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """What axe finds that is serious, or worse: the name of each rule, and where it is broken."""
+    return [
+        (one["id"], [node["html"][:200] for node in one["nodes"][:3]])
+        for one in page.evaluate(VIOLATIONS, rules)
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def test_large_jobs_and_many_jobs_stay_quick(page: Page, conn: Conn, address: str) -> None:

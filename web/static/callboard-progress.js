@@ -13,7 +13,7 @@ SHEET.replaceSync(`
   [data-state=succeeded] { fill: #2e9a62; } [data-state=skipped] { fill: #9a8fb8; } [data-state=failed] { fill: #cf3f36; }
   [data-state=cancelled] { fill: #8d867d; } [data-state=retrying] { fill: #e0a021; } [data-state=running] { fill: #3a7bd0; }
   [data-state=queued] { fill: #b9cdea; } [data-state=pending] { fill: #e3ded6; }
-  p { margin: 0 0 .3rem; } [part=state]::before { content: " · "; } .lost { opacity: .6; }
+  p { margin: 0 0 .3rem; } [part=state]::before { content: " · "; } .lost, .lost + svg { filter: grayscale(1); }
 `);
 
 class CallboardProgress extends HTMLElement {

@@ -43,7 +43,7 @@ let spoken = ["", 0];
 let leaving = false;
 
 // The states of the pill: live, paused, reconnecting in so many seconds. What a page that lost its connection shows is
-// dimmed.
+// grey.
 function connected(yes) {
   const state = paused ? "paused" : yes ? "live" : "reconnecting";
   const seconds = Math.ceil((again - performance.now()) / 1000);
