@@ -64,6 +64,6 @@ def test_a_number_of_an_item_is_no_status() -> None:
 
 @pytest.mark.parametrize("text", ["'" * 5000, "a-1" * 3000, "/a" * 3000, "x@" * 3000, "\\" * 5000, "'\\" * 3000])
 def test_any_text_has_a_short_pattern_soon(text: str) -> None:
-    began = time.process_time()
+    began = time.thread_time()
     assert 0 < len(pattern(text)) <= PATTERN_CHARS
-    assert time.process_time() - began < 0.1
+    assert time.thread_time() - began < 0.1
