@@ -127,10 +127,13 @@ def test_three_jobs_at_once_at_an_api_that_limits_rates(rig: Rig, monkeypatch: p
     assert wait_until(lambda: all(job.status()["succeeded"] for job in jobs), TIMEOUT)
     all_begun.set()
     connections = 0
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    )
 
     def have_ended() -> bool:
         nonlocal connections
-        ((now,),) = rig.rows("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        ((now,),) = rig.rows(sessions)
         connections = max(connections, now)
         return all(job.status()["finished_at"] for job in jobs)
 

@@ -468,9 +468,10 @@ def test_a_database_that_is_down_is_a_503_until_it_is_back(
 
 
 def sessions(conn: Conn, where: str) -> int:
-    """How many other sessions of this test's database are like this."""
+    """How many other sessions of this test's database are like this, but for autovacuum."""
     found = conn.execute(
-        f"SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND {where}"
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        f" AND backend_type = 'client backend' AND {where}"
     )
     return found.rowcount
 
