@@ -5,6 +5,7 @@ the name of its field before theirs, as in `failure_kind`. The parameters, and t
 stands for, are made from these columns, so a new field is written down once.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
 from operator import attrgetter
@@ -12,9 +13,17 @@ from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+import psycopg
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 
 #: Types whose values are numbers, all of them finite.
 NUMBERS = ("bigint", "int", "float8")
+#: PostgreSQL's numbers of its types bytea and bytea[].
+BYTEA, BYTEA_ARRAY = 17, 1001
+#: How an array begins in binary: dimensions, whether it has a NULL, the type of its elements; then the number of these,
+#: and that of the first. And the length of each.
+_NONE, _SOME, _LENGTH = struct.Struct("!iii"), struct.Struct("!iiiii"), struct.Struct("!i")
 
 
 @cache
@@ -59,22 +68,22 @@ def _arrays(row: type, rows: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     for name, kind in columns(row).items():
         values = list(map(attrgetter(name), rows))
         if isinstance(kind, str):
-            yield name, _array(kind, values)
+            yield name, array(kind, values)
         else:
             absent = SimpleNamespace(**dict.fromkeys(columns(kind)))
             within = [value or absent for value in values] if any(values) else ()
             yield from ((f"{name}_{inner}", array) for inner, array in _arrays(kind, within))
 
 
-def _array(kind: str, values: Sequence[Any]) -> Any:
+def array(kind: str, values: Sequence[Any]) -> Any:
     """Return an array as PostgreSQL reads it, for psycopg is slow with lists. An array without a value, or of nothing
     but False, is empty: unnest fills it with NULL.
     """
     absent = values.count(None)
     if absent == len(values) or (kind == "bool" and not any(values)):
-        return [] if kind == "bytea" else "{}"
+        return _Bytes() if kind == "bytea" else "{}"
     if kind == "bytea":
-        return values
+        return _Bytes(values)
     if kind in NUMBERS:  # JSON writes them as PostgreSQL reads them, in a tenth of the time that `str` takes
         return "{" + msgspec.json.encode(values)[1:-1].decode() + "}"
     write = _quoted if kind == "text" else str
@@ -84,3 +93,25 @@ def _array(kind: str, values: Sequence[Any]) -> Any:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class _Bytes(list[bytes | None]):
+    """An array of bytea, which is sent in binary."""
+
+
+class _BytesDumper(Dumper):
+    """Writes one in a fifth of the time that psycopg's own takes for a few."""
+
+    oid, format = BYTEA_ARRAY, Format.BINARY
+
+    def dump(self, obj: _Bytes) -> bytes:
+        """Return it as PostgreSQL reads it."""
+        if not obj:
+            return _NONE.pack(0, 0, BYTEA)
+        parts = [_SOME.pack(1, None in obj, BYTEA, len(obj), 1)]
+        for value in obj:
+            parts += (_LENGTH.pack(-1),) if value is None else (_LENGTH.pack(len(value)), value)
+        return b"".join(parts)
+
+
+psycopg.adapters.register_dumper(_Bytes, _BytesDumper)

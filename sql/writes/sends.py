@@ -6,7 +6,7 @@ from contextlib import suppress
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import timings
-from callboard.sql.arrays import parameters
+from callboard.sql.arrays import array, parameters
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value, lists
@@ -45,7 +45,7 @@ def add_items(
     """
     if not new:
         return []
-    given = {"child": list(children), "publishing": publishing, "leases": list(leases)}
+    given = {"child": array("bool", children), "publishing": publishing, "leases": array("int", leases)}
     added = execute(conn, "add_items", **parameters(NewItem, new), **given)
     places = {nth: (item, lease) for nth, item, lease in added}
     return [places.get(nth) for nth in range(1, len(new) + 1)]
