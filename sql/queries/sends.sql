@@ -55,8 +55,7 @@ WITH new AS (
     FROM {NewItem} AS n, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 ), locked AS (
     SELECT j.id, j.total, j.published, j.sealed,
-           j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL AS takes,
-           %(publishing)s AND j.state <> 'paused' AND NOT {is_limited} AND {its_time_is} AS goes
+           {takes_sends} AS takes, %(publishing)s AND {goes_at_once} AS goes
     FROM callboard.jobs AS j WHERE j.id IN (SELECT job FROM new) ORDER BY j.id FOR NO KEY UPDATE OF j
 ), taken AS (
     SELECT n.*, l.goes AND n.delay = 0 AND n.published IS NOT TRUE AS goes,
@@ -87,6 +86,38 @@ WITH new AS (
     SELECT job, item, 1, queue, now() + make_interval(secs => delay), true FROM taken WHERE published IS NOT TRUE AND NOT goes
 )
 SELECT nth, item, lease FROM placed
+
+-- name: add_item
+-- One plain send that its sender is to publish, under a lease that is held: what a program adds that sends one after the
+-- other. It does what `add_items` does with it, in half of the time.
+-- Transition: none -> waiting, which counts as published. Guard: as in add_items, and the job has none of its items wait for
+-- their turn or time. A lease that somebody ends in this moment is not held.
+-- Caller: the store of sends. Rows: one, (item). None: add_items is to decide what becomes of it.
+-- Lock order: the job, then the lease without waiting for it. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
+WITH locked AS (
+    SELECT j.id
+    FROM callboard.jobs AS j, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+    WHERE j.id = %(job)s AND {takes_sends} AND (%(child)s OR NOT j.sealed) AND {goes_at_once} FOR NO KEY UPDATE OF j
+), held AS (
+    SELECT s.id FROM locked AS l JOIN callboard.send_leases AS s ON s.job_id = l.id
+    WHERE s.id = %(lease)s FOR KEY SHARE OF s SKIP LOCKED
+), grown AS (
+    UPDATE callboard.jobs AS j SET total = j.total + 1, published = j.published + 1, updated_at = now()
+    FROM held WHERE j.id = %(job)s
+    RETURNING j.id, j.total - 1 AS item, held.id AS lease
+)
+INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key, lease)
+SELECT id, item, %(actor)s, %(queue)s, %(message_id)s, %(args)b, %(options)b, to_timestamp(%(sent_ms)s / 1000.0), %(key)s, lease
+FROM grown
+RETURNING item
+
+-- part: takes_sends
+-- Whether the job `j` is one that plain sends go into, which may be sealed.
+j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
+
+-- part: goes_at_once
+-- Whether a plain send into the job `j` is published at once, and not in its turn.
+j.state <> 'paused' AND NOT {is_limited} AND {its_time_is}
 
 -- name: renew_send_leases
 -- The broker is slow to confirm what is published under these leases, so they hold for longer. Guard: they have not lapsed.

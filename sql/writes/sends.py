@@ -45,10 +45,23 @@ def add_items(
     """
     if not new:
         return []
+    if len(new) == 1 and publishing and leases and not (new[0].delay or new[0].published):
+        child = bool(children and children[0])
+        if (item := _add_item(conn, new[0], child=child, lease=leases[0])) is not None:
+            return [(item, leases[0])]
     given = {"child": array("bool", children), "publishing": publishing, "leases": array("int", leases)}
     added = execute(conn, "add_items", **parameters(NewItem, new), **given)
     places = {nth: (item, lease) for nth, item, lease in added}
     return [places.get(nth) for nth in range(1, len(new) + 1)]
+
+
+def _add_item(conn: Conn, new: NewItem, *, child: bool, lease: int) -> int | None:
+    """Store an item under a lease; return its number, or None if `add_items` is to decide what becomes of it."""
+    item: int | None = fetch_value(
+        conn, "add_item", job=new.job, actor=new.actor, queue=new.queue, message_id=new.message_id, args=new.args,
+        options=new.options, sent_ms=new.sent_ms, key=new.key, child=child, lease=lease,
+    )  # fmt: skip
+    return item
 
 
 def renew_send_leases(conn: Conn, leases: Collection[int]) -> list[int]:

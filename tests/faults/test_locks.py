@@ -153,9 +153,10 @@ class Writers(ConcurrentWriters):
         CallbackDispatcher(self._process).turn(conn)
 
     def send(self, conn: Conn, chance: random.Random) -> None:
-        """Plain sends into several jobs. Their process publishes some of them, and can't publish others."""
-        new = [self._sent_to(job, chance) for job in chance.sample(self.jobs, 3)]
-        held = sends.renew_send_leases(conn, {out.lease or 0 for out in self.sends})
+        """Plain sends into one or several jobs. Their process publishes some of them, and can't publish others."""
+        given = chance.sample(self.jobs, chance.choice((1, 3)))
+        new = [self._sent_to(job, chance) for job in given]
+        held = sends.renew_send_leases(conn, {out.lease or 0 for out in self.sends if out.job in given})
         added = sends.add_items(conn, new, publishing=chance.random() < 0.8, leases=held)
         for item, place in zip(new, added, strict=True):
             if place and place[1]:

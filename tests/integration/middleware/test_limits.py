@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -241,6 +242,56 @@ def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(conn:
     new = [NewItem(job, "work", "default", f"m-{item}", b"{}", None, 0) for item in range(3)]
     added = sends.add_items(conn, new, publishing=True)
     assert [(place[0], place[1] is not None) for place in added if place] == [(n, not limit) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "child", "expected"),
+    [
+        ("jobs SET name = 'as it was'", False, "joins"),
+        ("jobs SET sealed = true", True, "joins"),
+        ("jobs SET sealed = true", False, "refused"),
+        ("jobs SET stopping = 'cancelled'", True, "refused"),
+        ("jobs SET state = 'paused'", False, "waits"),
+        ("jobs SET concurrency = 5", False, "waits"),
+        ("jobs SET not_before = now() + interval '1 hour'", False, "waits"),
+        ("send_leases SET job_id = 0", False, "begins"),
+    ],
+)
+def test_a_send_alone_fares_as_one_among_others(change: str, child: bool, expected: str, conn: Conn) -> None:
+    """A statement of its own stores it if it joins a lease."""
+    job = make_job(conn, 0, sealed=False)
+    new = NewItem(job, "work", "default", "m", b"{}", None, 1_000)
+    [first] = sends.add_items(conn, [new], publishing=True)
+    assert first
+    conn.execute(f"UPDATE callboard.{change}".encode())
+
+    def send(*options: bytes | None) -> list[str]:
+        given = [replace(new, options=one) for one in options]
+        children = [child] * len(given)
+        added = sends.add_items(conn, given, publishing=True, children=children, leases=[first[1] or 0])
+        fared = {None: "refused", (True, False): "joins", (False, True): "waits", (False, False): "begins"}
+        return [fared[place and (place[1] == first[1], place[1] is None)] for place in added]
+
+    assert send(b"{}") + send(None) + send(None, b"{}") == [expected] * 4
+    stored = [0] if expected == "refused" else list(range(5))
+    rows = "SELECT item, message_id, args, sent_at FROM callboard.items ORDER BY item"
+    sent = datetime.fromtimestamp(1, UTC)
+    assert conn.execute(rows).fetchall() == [(item, "m", b"{}", sent) for item in stored]
+    options = conn.execute("SELECT options FROM callboard.items ORDER BY item").fetchall()
+    assert options == [(one,) for one in (None, b"{}", None, None, b"{}")][: len(stored)]
+    waiting = 4 if expected == "waits" else 0
+    counted = "SELECT total, published, (SELECT count(*) FROM callboard.outbox) FROM callboard.jobs"
+    assert conn.execute(counted).fetchone() == (len(stored), len(stored) - waiting, waiting)
+
+
+@pytest.mark.parametrize("other", [{"delay": 60.0}, {"published": True}])
+def test_a_send_alone_that_its_sender_does_not_publish_joins_no_lease(other: dict[str, Any], conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    new = NewItem(job, "work", "default", "m", b"{}", None, 0)
+    [first] = sends.add_items(conn, [new], publishing=True)
+    assert first
+    leases = [first[1] or 0]
+    assert sends.add_items(conn, [replace(new, **other)], publishing=True, leases=leases) == [(1, None)]
 
 
 def _lost(conn: Conn, job: int) -> None:

@@ -246,6 +246,14 @@ def _leased(conn: Conn, stage: Stage) -> list[Outgoing]:
     return [replace(made, item=item, lease=lease) for item, lease in places]
 
 
+def _joined(conn: Conn, stage: Stage) -> None:
+    """A send alone, under a lease of others."""
+    lease = _leased(conn, stage)[0].lease or 0
+    [place] = sends.add_items(conn, [replace(_sent(stage.plain, 0), key=None)], publishing=True, leases=[lease])
+    assert place
+    assert place[1] == lease
+
+
 def _queue_lapsed_sends(conn: Conn, stage: Stage) -> None:
     leases = list({out.lease or 0 for out in _leased(conn, stage)})
     conn.execute("UPDATE callboard.send_leases SET ends_at = now() WHERE id = ANY (%s)", (leases,))
@@ -287,6 +295,7 @@ TRIED: dict[str, Try] = {
     "lock_for_keys": lambda c, s: sends.lock_for_keys(c, [s.plain], ["work"]),
     "items_by_key": lambda c, s: sends.items_by_key(c, [("work", f"k-{n}", s.plain, False) for n in s.some]),
     "add_items": _leased,
+    "add_item": _joined,
     "queue_sends": lambda c, s: sends.queue_sends(c, _leased(c, s)),
     "end_lapsed_send_leases": _queue_lapsed_sends,
     "renew_send_leases": lambda c, s: sends.renew_send_leases(c, [out.lease or 0 for out in _leased(c, s)]),
