@@ -70,9 +70,10 @@ coalesce(i.actor <> coalesce(j.actor, '')
 
 -- name: make_postponed_due
 -- A worker lives again that has the actor of these messages, or none has announced it for too long: they are due.
--- Guard: they still wait. One that another transaction has locked is woken at the next look, if it waits then. Of an actor
--- that no worker announced the `limit` oldest are looked at: the others have waited for less long.
--- Caller: the sweep. Lock order: rows of the outbox, then their turns, without waiting for any.
+-- Guard: they still wait. One that another transaction has locked, or the turn of which, is woken at the next look, if it
+-- waits then. Of those whose actor is there a `batch` is woken; of an actor that no worker announced the `limit` oldest are
+-- looked at: the others have waited for less long.
+-- Caller: the sweep. Lock order: turns and rows of the outbox, without waiting for any.
 WITH RECURSIVE awaited AS (
     -- Each actor that is waited for, by one step down the index.
     (SELECT o.awaits AS actor FROM callboard.outbox AS o
@@ -84,32 +85,31 @@ WITH RECURSIVE awaited AS (
 ), able AS (
     SELECT DISTINCT unnest(actors) AS actor FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), known AS (
-    SELECT o.* FROM awaited AS a CROSS JOIN LATERAL (
+    -- Its turn first: the update of a message changes its turn. Those of a job whose turn is locked keep no other from being
+    -- woken.
+    SELECT o.id FROM awaited AS a CROSS JOIN LATERAL (
         SELECT o.id, o.job_id, o.queue FROM callboard.outbox AS o
-        WHERE o.due_at = timestamptz '9999-01-01Z' AND {of_actor} ORDER BY o.awaits, o.id FOR UPDATE SKIP LOCKED
+        WHERE o.due_at = timestamptz '9999-01-01Z' AND {of_actor} ORDER BY o.awaits, o.id
+    ) AS w CROSS JOIN LATERAL {unlocked_turn} CROSS JOIN LATERAL (
+        SELECT o.id, o.due_at FROM callboard.outbox AS o WHERE o.id = w.id OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS o
-    WHERE a.actor IN (SELECT actor FROM able)
+    WHERE a.actor IN (SELECT actor FROM able) AND o.due_at = timestamptz '9999-01-01Z' LIMIT %(batch)s
 ), unknown AS (
-    SELECT o.id, o.job_id, o.queue FROM awaited AS a CROSS JOIN LATERAL (
+    SELECT w.id FROM awaited AS a CROSS JOIN LATERAL (
         SELECT o.id, o.job_id, o.queue, o.item FROM callboard.outbox AS o
         WHERE o.due_at = timestamptz '9999-01-01Z' AND {of_actor}
         ORDER BY o.awaits, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    ) AS o
+    ) AS w CROSS JOIN LATERAL {unlocked_turn}
     CROSS JOIN LATERAL (
-        SELECT actor, sent_at FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+        SELECT actor, sent_at FROM callboard.items AS i WHERE i.job_id = w.job_id AND i.item = w.item OFFSET 0
     ) AS i
     CROSS JOIN LATERAL (
-        SELECT actor, not_before, control_at FROM callboard.jobs AS j WHERE j.id = o.job_id OFFSET 0
+        SELECT actor, not_before, control_at FROM callboard.jobs AS j WHERE j.id = w.job_id OFFSET 0
     ) AS j
     WHERE a.actor NOT IN (SELECT name FROM callboard.actors) AND {unknown_too_long}
-), waiting AS MATERIALIZED (
-    SELECT * FROM known UNION ALL SELECT * FROM unknown
-), turn AS MATERIALIZED (
-    -- Those of a job whose turn is locked wait for the next look: the update of a message changes its turn.
-    SELECT t.* FROM (SELECT DISTINCT job_id, queue FROM waiting) AS w CROSS JOIN LATERAL {unlocked_turn}
 )
 UPDATE callboard.outbox AS o SET due_at = now()
-FROM waiting AS w JOIN turn AS t ON t.job_id = w.job_id AND t.queue = w.queue WHERE o.id = w.id
+FROM (SELECT id FROM known UNION ALL SELECT id FROM unknown) AS w WHERE o.id = w.id
 
 -- part: of_actor
 -- Whether the message `o` waits for the actor `a.actor`. It is compared as from and to: of one that equals it the planner may

@@ -1,5 +1,6 @@
 """Claims of items of suspect messages, and messages that wait for another worker or for a paused job."""
 
+import time
 from collections.abc import Iterable
 
 from callboard.sql import settings
@@ -7,8 +8,10 @@ from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Claim
 from callboard.sql.statements import execute, fetch_one, fetch_value, lists
 
-#: Messages that are looked at of an actor that no worker has announced; and looks in a row while all of them are due.
-OLDEST_AWAITING, MAX_LOOKS = 50, 20
+#: Messages that are looked at of an actor that no worker has announced; messages that one look wakes of others.
+OLDEST_AWAITING, WOKEN_MESSAGES = 50, 20_000
+#: Seconds after which the sweep, whose lease holds for some seconds, looks no further.
+LOOKS_SECONDS = 1.0
 
 
 def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int, *, alone: bool = False) -> Claim | None:
@@ -32,11 +35,14 @@ def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
 
 
 def make_postponed_due(conn: Conn) -> None:
-    """Make postponed messages due whose actor a live worker has, or no worker has announced for too long."""
-    actor_wait = settings.ACTOR_WAIT.get()
-    for _ in range(MAX_LOOKS):
-        due = execute(conn, "make_postponed_due", actor_wait=actor_wait, limit=OLDEST_AWAITING)
-        if due.rowcount < OLDEST_AWAITING:
+    """Make postponed messages due whose actor a live worker has, or no worker has announced for too long; not all at
+    once if they are very many.
+    """
+    sizes, until = {"limit": OLDEST_AWAITING, "batch": WOKEN_MESSAGES}, time.monotonic() + LOOKS_SECONDS
+    while (
+        execute(conn, "make_postponed_due", actor_wait=settings.ACTOR_WAIT.get(), **sizes).rowcount >= OLDEST_AWAITING
+    ):
+        if time.monotonic() >= until:
             return
 
 

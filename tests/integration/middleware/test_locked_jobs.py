@@ -316,6 +316,24 @@ def test_the_sweep_waits_for_no_job_that_is_locked(row: str, conn: Conn, databas
     assert submission.fail_abandoned_submissions(conn) == [held]
 
 
+def test_many_postponed_messages_are_woken_in_several_looks_and_none_waits_for_a_turn_that_is_locked(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the job whose turn is locked are the first, and more than one look wakes."""
+    monkeypatch.setattr(claims, "WOKEN_MESSAGES", 3)
+    held, other = make_job(conn, 5), make_job(conn, 5)
+    for job in (held, other):
+        assert all(claims.postpone(conn, job, item, 1, "away") for item in range(5))
+    make_worker(conn, "away")
+    waiting = "SELECT job_id FROM callboard.outbox WHERE due_at > now() ORDER BY id"
+    with locked(database_url, LOCK_TURNS, held):
+        claims.make_postponed_due(conn)
+        assert conn.execute(waiting).fetchall() == [*[(held,)] * 5, *[(other,)] * 2]
+    for left in (4, 1, 0):
+        claims.make_postponed_due(conn)
+        assert conn.execute(waiting).rowcount == left
+
+
 def test_messages_that_could_not_be_sent_are_given_back_while_another_job_is_locked(
     conn: Conn, database_url: str
 ) -> None:
