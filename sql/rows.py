@@ -337,6 +337,7 @@ class Callback:
     host: str | None
     actor: str | None
     queue: str | None
+    tenant: str
     ended: dict[str, Any]
 
 

@@ -10,9 +10,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import SystemRandom
 from typing import Any
 
@@ -48,6 +49,7 @@ class CallbackDispatcher:
 
     process: Process
     _posts: dict[threading.Thread, str] = field(default_factory=dict)  # and the host that each posts to
+    _served: dict[bool, Callback] = field(default_factory=dict)  # the last one: a webhook, or not
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,13 +78,22 @@ class CallbackDispatcher:
 
     def turn(self, conn: Conn) -> float | None:
         """Begin what is due; return 0 if there may be more, else None."""
-        messages = callbacks.claim_callbacks(conn, webhooks=False, limit=BATCH_MESSAGES)
+        messages = self._claim(conn, webhooks=False, limit=BATCH_MESSAGES, full=[])
         for callback in messages:
             self._send(conn, callback)
         self._posts = {post: host for post, host in self._posts.items() if post.is_alive()}
         while len(self._posts) < WEBHOOKS_AT_ONCE and self._post_next(conn):
             continue
-        return 0 if len(messages) == BATCH_MESSAGES else None
+        return 0 if messages else None
+
+    def _claim(self, conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str]) -> list[Callback]:
+        """Claim callbacks of hosts and tenants in turn: first those that come after who was served last."""
+        claim = partial(callbacks.claim_callbacks, conn, webhooks=webhooks, limit=limit, full=full)
+        last = self._served.get(webhooks)
+        found = (last and claim(after=last)) or claim()
+        if found:
+            self._served[webhooks] = found[-1]
+        return found
 
     def _send(self, conn: Conn, callback: Callback) -> None:
         """Add the message to its actor's standing job, in the transaction that records the delivery."""
@@ -92,7 +103,7 @@ class CallbackDispatcher:
     def _post_next(self, conn: Conn) -> bool:
         """Begin a webhook whose host has fewer than its share; return False if none is due."""
         full = [host for host, posts in Counter(self._posts.values()).items() if posts >= WEBHOOKS_PER_HOST]
-        claimed = callbacks.claim_callbacks(conn, webhooks=True, limit=1, full=full)
+        claimed = self._claim(conn, webhooks=True, limit=1, full=full)
         for callback in claimed:
             with _recording_failure(conn, callback):
                 body = json.dumps(payload(conn, callback), separators=(",", ":")).encode()

@@ -612,9 +612,10 @@ CREATE TABLE callboard.callbacks (
     tries            integer NOT NULL DEFAULT 0,
     state            callboard.job_state NOT NULL,  -- what its job ended as
     url              text,                       -- of a webhook
-    host             text,                       -- likewise: a process limits its webhooks to one host
+    host             text COLLATE "C",           -- likewise: a process limits its webhooks to one host
     actor            text,                       -- or of a message
     queue            text,                       -- likewise
+    tenant           text COLLATE "C" NOT NULL DEFAULT '',  -- of its job
     error            text,                       -- of the last try
     job              jsonb NOT NULL,             -- the job's row when it ended; of a parent with its stages' in `within`
     CONSTRAINT callbacks_target CHECK (
@@ -622,8 +623,8 @@ CREATE TABLE callboard.callbacks (
     CONSTRAINT callbacks_end CHECK (delivered_at IS NULL OR gave_up_at IS NULL)
 ) WITH (fillfactor = 70);
 
--- By host, '' for messages: what waits for a host that has its share is not read.
-CREATE INDEX callbacks_due ON callboard.callbacks (coalesce(host, ''), due_at)
+-- By host, '' for messages, and tenant: these have turns, and what waits for a host that has its share is not read.
+CREATE INDEX callbacks_due ON callboard.callbacks (coalesce(host, ''), tenant, due_at)
     WHERE delivered_at IS NULL AND gave_up_at IS NULL;
 CREATE INDEX callbacks_next ON callboard.callbacks (greatest(due_at, claimed_until))
     WHERE delivered_at IS NULL AND gave_up_at IS NULL;
@@ -632,8 +633,8 @@ CREATE INDEX callbacks_by_job ON callboard.callbacks (job_id);
 -- The only code that queues callbacks: whichever statement ends a job, they are queued in its transaction. So none is
 -- lost, none is queued twice, and a job that was opened again and ends again calls again.
 CREATE FUNCTION callboard.queue_callbacks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
-    SELECT NEW.id, NEW.finished_at, NEW.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue',
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, tenant, job)
+    SELECT NEW.id, NEW.finished_at, NEW.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', NEW.tenant,
            to_jsonb(NEW) - '{callbacks,asked,digest}'::text[] || jsonb_build_object('within', (
                SELECT jsonb_agg(to_jsonb(s) ORDER BY s.stage) FROM callboard.jobs AS s WHERE s.parent_id = NEW.id))
     FROM jsonb_array_elements(NEW.callbacks -> NEW.state::text) AS t;

@@ -1,34 +1,35 @@
 -- name: claim_callbacks
 -- Callbacks that are due, for as long as the lease lasts. It counts as a try, and fences the one before.
+-- Hosts, and the tenants whose webhooks go to one, come in turn, from `host` and `tenant` on; so do the tenants of messages.
 -- Guard: neither delivered nor given up, due, and unclaimed or abandoned; of a webhook, its host is none of `full`.
 -- Caller: the callback dispatcher. Rows: Callback. Lock order: nothing but rows of this table, waiting for none.
-WITH RECURSIVE host AS (
-    -- Each host for which something waits, '' for messages, by one step down the index a host.
-    SELECT CASE WHEN %(webhooks)s THEN (
-        SELECT coalesce(c.host, '') FROM callboard.callbacks AS c
-        WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') > ''
-        ORDER BY coalesce(c.host, '') LIMIT 1) ELSE '' END AS name
+WITH RECURSIVE turn AS (
+    -- Each host and tenant for which something waits, by one step down the index each, to the last whose callbacks are taken.
+    ({waiting_callback} >= (%(host)s::text, %(tenant)s::text) ORDER BY 1, 2 LIMIT 1)
     UNION ALL
-    SELECT (SELECT coalesce(c.host, '') FROM callboard.callbacks AS c
-            WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') > host.name
-            ORDER BY coalesce(c.host, '') LIMIT 1)
-    FROM host WHERE %(webhooks)s AND host.name IS NOT NULL
-), waiting AS MATERIALIZED (
-    SELECT c.id, c.due_at FROM host CROSS JOIN LATERAL (
-        SELECT c.id, c.due_at FROM callboard.callbacks AS c
-        WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') = host.name
+    SELECT n.* FROM turn CROSS JOIN LATERAL (
+        {waiting_callback} > (turn.host, turn.tenant) ORDER BY 1, 2 LIMIT 1
+    ) AS n
+    WHERE %(webhooks)s OR turn.host = ''
+), due AS MATERIALIZED (
+    SELECT c.id FROM turn CROSS JOIN LATERAL (
+        SELECT c.id FROM callboard.callbacks AS c
+        WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') = turn.host AND c.tenant = turn.tenant
           AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
         ORDER BY c.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     ) AS c
-    WHERE host.name <> ALL (%(full)s::text[])
-), due AS (
-    SELECT id FROM waiting ORDER BY due_at LIMIT %(limit)s
+    WHERE (turn.host > '') = %(webhooks)s AND turn.host <> ALL (%(full)s::text[]) LIMIT %(limit)s
 )
 UPDATE callboard.callbacks AS c
 SET tries = c.tries + 1, claimed_until = now() + make_interval(
     secs => CASE WHEN %(webhooks)s THEN %(WEBHOOK_LEASE_SECONDS)s ELSE %(MESSAGE_LEASE_SECONDS)s::float8 END)
 FROM due WHERE c.id = due.id
-RETURNING c.id::text, c.job_id, c.tries, c.url, c.host, c.actor, c.queue, c.job
+RETURNING c.id::text, c.job_id, c.tries, c.url, c.host, c.actor, c.queue, c.tenant, c.job
+
+-- part: waiting_callback
+-- Host, '' for messages, and tenant of what is not delivered, to be compared.
+SELECT coalesce(c.host, '') AS host, c.tenant FROM callboard.callbacks AS c
+WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND (coalesce(c.host, ''), c.tenant)
 
 -- name: mark_delivered
 -- A callback is delivered. Guard: it wasn't before; one that was given up meanwhile is delivered all the same.

@@ -10,11 +10,18 @@ from callboard.sql.statements import fetch, fetch_value, gives_row
 MAX_TRIES = 40
 
 
-def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str] = ()) -> list[Callback]:
-    """Claim callbacks that are due, webhooks or messages, but no webhook of the hosts that are `full`. A claim counts
-    as a try.
+def claim_callbacks(
+    conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str] = (), after: Callback | None = None
+) -> list[Callback]:
+    """Claim callbacks that are due, webhooks or messages, but no webhook of the hosts that are `full`, in the order of
+    hosts and tenants: of those that come `after` that of another callback (None: of all). A claim counts as a try.
     """
-    return fetch(conn, Callback, "claim_callbacks", webhooks=webhooks, limit=limit, full=list(full))
+    # Nothing lies between a name and that name with the least of all bytes behind it; that byte is before each host.
+    turn = ("\x01" if webhooks else "", "") if after is None else (after.host or "", after.tenant + "\x01")
+    found = fetch(
+        conn, Callback, "claim_callbacks", webhooks=webhooks, limit=limit, full=list(full), host=turn[0], tenant=turn[1]
+    )
+    return sorted(found, key=lambda one: (one.host or "", one.tenant))
 
 
 def mark_delivered(conn: Conn, callback: Callback) -> bool:

@@ -258,6 +258,33 @@ def test_webhooks_and_messages_are_claimed_apart_and_no_webhook_of_a_full_host(c
         assert callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9) == []
 
 
+@pytest.mark.parametrize("webhooks", [True, False])
+def test_tenants_with_many_callbacks_come_in_turn(webhooks: bool, conn: Conn) -> None:
+    """Also those of one host, and when it was full meanwhile; and those without a tenant."""
+    unused: Any = None
+    dispatcher, calls = CallbackDispatcher(unused), targets("https://a/" if webhooks else "tell")
+    for tenant in ("many", "many", "many", "more", "more", "more", "", "one"):
+        record(conn, make_job(conn, 1, tenant=tenant, targets=calls), {"succeeded": [0]})
+    served = list[str]()
+    for _ in range(8):
+        assert dispatcher._claim(conn, webhooks=not webhooks, limit=1, full=[]) == []
+        assert dispatcher._claim(conn, webhooks=webhooks, limit=1, full=["a", ""]) == []
+        [one] = dispatcher._claim(conn, webhooks=webhooks, limit=1, full=[])
+        served.append(one.tenant)
+    assert served == ["", "many", "more", "one", "many", "more", "many", "more"]
+
+
+def test_hosts_and_tenants_come_in_turn(conn: Conn) -> None:
+    unused: Any = None
+    dispatcher = CallbackDispatcher(unused)
+    two_of_each = [("x", ["https://a/", "https://b/"]), ("y", ["https://a/"])] * 2
+    for tenant, calls in (*two_of_each, ("z", ["https://c/"])):
+        record(conn, make_job(conn, 1, tenant=tenant, targets=targets(calls)), {"succeeded": [0]})
+    claimed = [dispatcher._claim(conn, webhooks=True, limit=1, full=[]) for _ in range(8)]
+    served = [(one.host, one.tenant) for found in claimed for one in found]
+    assert served == [("a", "x"), ("a", "y"), ("b", "x"), ("c", "z"), ("a", "x"), ("a", "y"), ("b", "x")]
+
+
 # Webhooks -----------------------------------------------------------------------------------------------------------
 
 
