@@ -134,15 +134,17 @@ DELETE FROM callboard.deleted_jobs WHERE deleted_at < now() - make_interval(secs
 -- name: delete_items
 -- A stretch of a deleted job's items goes. An outcome that is being recorded is waited for: what it adds to
 -- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
--- Caller: retention.delete_rows. Rows: none, counted. Lock order: items by key. Each statement of the transaction waits for
+-- Caller: retention.delete_rows. Rows: one, (how many are gone, how many were there). Lock order: items by key. Each statement of the transaction waits for
 -- a lock for `lock_wait` seconds at most: rows of the user's may refer to an item, and their transactions may be long.
 WITH held AS (
     SELECT job_id, item
     FROM callboard.items, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
     WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
     ORDER BY item FOR UPDATE OF items
+), gone AS (
+    DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = h.job_id AND i.item = h.item RETURNING i.item
 )
-DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = h.job_id AND i.item = h.item
+SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM held)
 
 -- name: delete_item_rows
 -- What belongs to a stretch of items that are gone. Every table whose rows have a job_id and an item is

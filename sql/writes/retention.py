@@ -10,7 +10,7 @@ import psycopg
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import timings
-from callboard.sql.errors import DATA_ERRORS, UserFunctionWaits
+from callboard.sql.errors import DATA_ERRORS, UserFunctionFailed, UserFunctionWaits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import execute, fetch_ids, fetch_value
 from callboard.sql.writes.jobs import write_each
@@ -67,9 +67,10 @@ def with_stages(conn: Conn, jobs: Sequence[int]) -> dict[int, bool]:
 def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterator[int]:
     """Delete the rows of a deleted job, in transactions of its own; yield the number of items after each.
 
-    A job that can't be deleted, since a row of a table of the user's refers to it, say, is set aside, with the reason;
-    it is tried again an hour later. When another transaction has locked a row of it, or one that refers to it, for
-    longer than `lock_wait` seconds (None: `LOCK_WAIT_SECONDS`), it is set aside for a minute.
+    A job that can't be deleted, since a row of a table of the user's refers to it, say, or a trigger keeps rows of it,
+    is set aside, with the reason; it is tried again an hour later. When another transaction has locked a row of it, or
+    one that refers to it, for longer than `lock_wait` seconds (None: `LOCK_WAIT_SECONDS`), it is set aside for a
+    minute.
 
     Raises TimeoutError, with the reason, if its own row is locked: then it can't even be set aside.
     """
@@ -110,18 +111,27 @@ def delete_old_rows(conn: Conn, keep: float | None) -> None:
 
 def _chunk(conn: Conn, job: int, low: int, high: int, lock_wait: float) -> int:
     with transaction(conn):
-        count = execute(conn, "delete_items", job=job, low=low, high=high, lock_wait=lock_wait).rowcount
+        found = execute(conn, "delete_items", job=job, low=low, high=high, lock_wait=lock_wait)
+        ((count, there),) = found.fetchall()
+        if count < there:
+            raise _kept("items")
         execute(conn, "delete_item_rows", job=job, low=low, high=high)
         execute(conn, "save_deletion_progress", job=job, high=high)
-    return count
+    return int(count)
 
 
 def _rest(conn: Conn, job: int, lock_wait: float) -> int:
     """Delete the job's own rows, unless it got children meanwhile."""
     with transaction(conn):
-        if fetch_value(conn, "lock_deleted_job", job=job, lock_wait=lock_wait):
-            execute(conn, "delete_job_rows", job=job)
+        cleared = fetch_value(conn, "lock_deleted_job", job=job, lock_wait=lock_wait)
+        if cleared and not execute(conn, "delete_job_rows", job=job).rowcount:
+            raise _kept("jobs")
     return 0
+
+
+def _kept(table: str) -> UserFunctionFailed:
+    """The error of a deletion that leaves rows which are there: PostgreSQL reports none."""
+    return UserFunctionFailed(f"a trigger keeps rows of callboard.{table}, as one that returns NULL or NEW does")
 
 
 def _is_of_users(error: psycopg.Error) -> bool:

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -447,6 +448,23 @@ def test_a_job_that_a_trigger_with_a_fault_keeps_is_set_aside_and_others_go(
     assert deletion.deleted_jobs(conn, aside=True) == [kept]
     purged = command(tmp_path, "purge", str(kept), env={"DATABASE_URL": database_url})
     assert purged.stderr == f"callboard: job {kept}: {why}\n"
+
+
+@pytest.mark.parametrize(("table", "deleted"), [("jobs", [5]), ("items", [])])
+def test_a_job_of_which_a_trigger_keeps_rows_is_set_aside(table: str, deleted: list[int], conn: Conn) -> None:
+    """NEW is null in a deletion: a BEFORE trigger that returns it has the row stay, and says nothing."""
+    kept = ended(conn, items=5)
+    conn.execute("CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    conn.execute(
+        f"CREATE TRIGGER note BEFORE DELETE ON callboard.{table} FOR EACH ROW EXECUTE FUNCTION note()".encode()
+    )
+    deletion.mark_deleted(conn, [kept])
+    assert list(islice(deletion.delete_rows(conn, kept), 5)) == deleted
+    why = f"it can't be deleted: a trigger keeps rows of callboard.{table}, as one that returns NULL or NEW does"
+    assert deletion.jobs_set_aside(conn, [kept]) == {kept: why}
+    conn.execute(f"DROP TRIGGER note ON callboard.{table}".encode())
+    assert sum(deletion.delete_rows(conn, kept)) == 5 - sum(deleted)
+    assert conn.execute("SELECT count(*) FROM callboard.items").fetchone() == (0,)
 
 
 def test_a_job_that_a_long_transaction_of_the_apps_refers_to_holds_up_no_other(conn: Conn, database_url: str) -> None:
