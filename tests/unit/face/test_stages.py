@@ -1,8 +1,8 @@
 """Stages that are refused, what is derived of a job of stages, and the chunks in which items are stored."""
 
 import functools
-import time
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import dramatiq
@@ -220,7 +220,7 @@ def test_a_chunk_of_large_items_has_few_of_them() -> None:
 
 def test_items_that_come_slowly_do_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(submission, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     assert stored(range(3), chunk_seconds=1.0) == [(0, 1), (1, 1), (2, 1)]
 
 

@@ -1,11 +1,12 @@
 """The log lines of an outage and of its end."""
 
 import logging
-import time
+from types import SimpleNamespace
 
 import pika
 import pytest
 
+from callboard.middleware.process import outage
 from callboard.middleware.process.outage import OutageLog, reason
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
@@ -38,7 +39,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(outage, "time", SimpleNamespace(monotonic=lambda: made.now))
     return made
 
 

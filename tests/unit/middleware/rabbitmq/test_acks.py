@@ -1,7 +1,7 @@
 """The ack tracker of a channel against a model of RabbitMQ: every tag is settled once, and only when it is due."""
 
-import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pika
@@ -172,7 +172,7 @@ def test_one_slow_message_does_not_hold_up_the_others_for_long(monkeypatch: pyte
     for tag in range(1, 11):
         channel.deliver(tag)
         acks.enter(tag, [delivery(tag)])
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(acks_module, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     acks.release([2, 3], [])
     connection.run()
     assert channel.acked == set()
