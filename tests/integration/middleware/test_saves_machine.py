@@ -205,11 +205,11 @@ def test_a_statement_that_is_too_slow_is_tried_again_and_then_fails_its_item(
     database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others of its job are saved, and those of other jobs at once."""
-    monkeypatch.setattr(saves, "_BEGIN", saves._BEGIN.replace("'5s'", "'500ms'"))
+    monkeypatch.setattr(saves, "_BEGIN", saves._BEGIN.replace("'5s'", "'1s'"))
     monkeypatch.setattr(saves, "BUSY_SECONDS", 0.0)
     monkeypatch.setattr(module, "FIRST_BUSY_SECONDS", 0.01)
     job, other = make_job(conn, 3), make_job(conn, 1)
-    slow = "SELECT pg_sleep(5)"
+    slow = "SELECT pg_sleep(60)"
     written(
         database_url,
         [saving(job, 0, slow), *(saving(job, n, "SELECT 1") for n in (1, 2)), saving(other, 0, "SELECT 1")],
