@@ -1,7 +1,8 @@
-"""The web app with a measure of its event loop: how long a request may have to wait for its turn."""
+"""The web app with a measure of its event loop, how long a request may have to wait for its turn, and of its memory."""
 
 import asyncio
 import gc
+import resource
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -52,10 +53,18 @@ def at_most(lags: list[float], share: float) -> float:
     return 0.0
 
 
+def memory() -> float:
+    """The memory of this process that is in RAM, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
 async def lag(request: Request) -> JSONResponse:
-    """GET /lag: the lag that 99 of 100 moments were below since this was asked last, in milliseconds."""
+    """GET /lag: the lag that 99 of 100 moments were below since this was asked last, in milliseconds; how much memory
+    of this process is in RAM, in MiB.
+    """
     lags: list[float] = request.app.state.lags
-    answer = {"p99": 1000 * at_most(lags, 0.99), "max": 1000 * max(lags, default=0.0)}
+    answer = {"p99": 1000 * at_most(lags, 0.99), "max": 1000 * max(lags, default=0.0), "memory": memory()}
     lags.clear()
     return JSONResponse(answer)
 

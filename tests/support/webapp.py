@@ -2,10 +2,15 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -18,8 +23,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from callboard.commands import server as servers
+from callboard.commands.services import ports
 from callboard.commands.services.child_process import wait_until
 from callboard.web import create_app
+from tests.support.timer import Timer
 
 #: The type of a stream of events.
 TYPE = "text/event-stream; charset=utf-8"
@@ -67,6 +74,34 @@ def served(app: ASGIApp, port: int = 0, **options: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def started(app: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server as a user starts it, with its address; it stops in ten seconds, and has no complaint."""
+    (port,) = ports.free_ports(1)
+    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--log-level", "warning"]
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": url}, stdout=out, stderr=out)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        assert wait_until(lambda: answers(address), 300)
+        yield server, address
+        timer = Timer()
+        server.terminate()
+        assert server.wait(300) in (0, -signal.SIGTERM)
+        assert timer.seconds < 10
+    finally:
+        server.kill()
+        server.wait()
+    assert log.read_text(encoding="utf-8") == ""
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/healthz").is_success
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager

@@ -2,13 +2,9 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 
 from callboard import Identity
-from callboard.commands.services import Server, ports
+from callboard.commands.services import Server
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -33,7 +29,7 @@ from callboard.web.events import JobTopic, ListTopic
 from tests.support.databases import database, with_database
 from tests.support.jobs import cancel, make_job, make_staged, record
 from tests.support.timer import Timer
-from tests.support.webapp import TYPE, followed, open_app, served
+from tests.support.webapp import TYPE, followed, open_app, served, started
 from tests.support.webapp import events as parsed
 from tests.support.workers import wait_until
 
@@ -246,34 +242,13 @@ def test_a_database_that_is_away_is_told_and_the_stream_goes_on(private_server: 
             assert next(one).data["succeeded"] == 1
 
 
-@contextmanager
-def uvicorn(app: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A server as a user starts it, with its address; it stops in ten seconds, and has no complaint."""
-    (port,) = ports.free_ports(1)
-    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--log-level", "warning"]
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": url}, stdout=out, stderr=out)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        assert wait_until(lambda: answers(address), 300)
-        yield server, address
-        timer = Timer()
-        server.terminate()
-        assert server.wait(300) in (0, -signal.SIGTERM)
-        assert timer.seconds < 10
-    finally:
-        server.kill()
-        server.wait()
-    assert log.read_text(encoding="utf-8") == ""
-
-
 def test_a_server_that_stops_ends_its_streams(url: str, conn: Conn, tmp_path: Path) -> None:
     job = make_job(conn, 1, actor="stops", published=0)
     actions.pause(conn, job, Requester("cli", "anna"))  # else it would stand still in some seconds, which is an event
     secret, _ = tokens.create(conn, Requester("cli", "anna"), name="ci")
     login = {"Authorization": f"Bearer {secret}"}
     with (
-        uvicorn("callboard.web:app", url, tmp_path / "log") as (server, address),
+        started("callboard.web:app", url, tmp_path / "log") as (server, address),
         followed(f"{address}/api/v1/jobs/{job}/events", headers=login) as one,
         followed(f"{address}/api/v1/events?actor=stops", headers=login) as all_,
     ):
@@ -281,13 +256,6 @@ def test_a_server_that_stops_ends_its_streams(url: str, conn: Conn, tmp_path: Pa
         next(all_)
         server.terminate()
         assert [*one, *all_] == []
-
-
-def answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/healthz").is_success
-    except httpx.TransportError:
-        return False
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
@@ -367,7 +335,7 @@ def test_nothing_blocks_the_event_loop(url: str, conn: Conn, tmp_path: Path) -> 
                     answer.raise_for_status()
             return float((await client.get("/lag")).json()["p99"])
 
-    with uvicorn("tests.support.lag_app:app", url, tmp_path / "log") as (_, address):
+    with started("tests.support.lag_app:app", url, tmp_path / "log") as (_, address):
         lags = (asyncio.run(load(address)) for _ in range(3))  # of a machine that does other things, too
         assert any(lag <= MOST_LAG_MS for lag in lags)
         for _ in range(3):

@@ -3,14 +3,11 @@
 import asyncio
 import gzip
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +17,6 @@ from starlette.applications import Starlette
 
 from callboard import Identity
 from callboard.commands.main import main
-from callboard.commands.services import ports
 from callboard.middleware.submission import submission as chunks
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
@@ -35,8 +31,7 @@ from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
 from callboard.web import create_app, submissions, submitter
 from tests.support.jobs import cancel, make_job, make_mixed_job, send, status
-from tests.support.paths import ROOT
-from tests.support.webapp import served
+from tests.support.webapp import served, started
 from tests.support.workers import wait_until
 
 US = Requester("http", "anna")
@@ -624,33 +619,9 @@ def post_parts(app: Starlette, *parts: bytes) -> httpx.Response:
 # Memory and the event loop --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def measured_app(database_url: str) -> Iterator[httpx.Client]:
-    """A client of the app in a process of its own, which has submitted a first job."""
-    [port] = ports.free_ports(1)
-    environment = {**os.environ, "DATABASE_URL": database_url}
-    command = [sys.executable, "-m", "tests.support.measured_app", str(port)]
-    with (
-        subprocess.Popen(command, env=environment, cwd=ROOT) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client,
-    ):
-        try:
-            assert wait_until(lambda: answers(client), 300)
-            client.post("/api/jobs", json={"actor": "work", "items": [1]}).raise_for_status()
-            client.get("/measured").raise_for_status()
-            yield client
-        finally:
-            process.terminate()
-
-
-def answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/healthz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def test_a_large_body_takes_no_memory_and_does_not_hold_up_the_event_loop(conn: Conn, database_url: str) -> None:
+def test_a_large_body_takes_no_memory_and_does_not_hold_up_the_event_loop(
+    conn: Conn, database_url: str, tmp_path: Path
+) -> None:
     note = b"x" * 1_700  # all of them are 85 MB
 
     def body() -> Iterator[bytes]:
@@ -658,14 +629,18 @@ def test_a_large_body_takes_no_memory_and_does_not_hold_up_the_event_loop(conn: 
         for start in range(0, MANY_LINES, 1000):
             yield b"".join(b'{"customer": %d, "note": "%s"}\n' % (n, note) for n in range(start, start + 1000))
 
-    with measured_app(database_url) as client:
-        before = client.get("/measured").json()
+    with (
+        started("tests.support.lag_app:app", database_url, tmp_path / "log") as (_, address),
+        httpx.Client(base_url=address, timeout=300) as client,
+    ):
+        client.post("/api/jobs", json={"actor": "work", "items": [1]}).raise_for_status()
+        before = client.get("/lag").json()
         answer = client.post("/api/jobs", content=body(), headers=LINES)
         assert (answer.status_code, answer.json()["total"]) == (201, MANY_LINES)
-        after = client.get("/measured").json()
+        after = client.get("/lag").json()
         with client.stream("GET", f"/api/jobs/{answer.json()['id']}/export") as exported:
             assert sum(part.count(b"\n") for part in exported.iter_bytes()) == MANY_LINES
-        exporting = client.get("/measured").json()
+        exporting = client.get("/lag").json()
     for measured in (after, exporting):
         assert measured["memory"] - before["memory"] < 64
-        assert measured["p99"] < 0.1
+        assert measured["p99"] < 100
