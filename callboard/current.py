@@ -125,8 +125,8 @@ def step(text: str) -> None:
         return
     try:
         attempt.step = clean(str(text), STEP_CHARACTERS)
-    except Exception as error:  # noqa: BLE001 — a text that can't be had must not fail the work
-        _log_nonsense(attempt, f"step() was given a text that can't be had: {reprlib.repr(error)}")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — a text that can't be had must not fail the work
+        _log_nonsense(attempt, f"step() was given a text that can't be had: {_shown(error)}")
 
 
 def progress(done: float, total: float | None = None) -> None:
@@ -141,7 +141,7 @@ def progress(done: float, total: float | None = None) -> None:
         return
     part, whole = _number(done), _number(total)
     if part is None or (whole is None and total is not None):
-        _log_nonsense(attempt, f"progress({reprlib.repr(done)}, {reprlib.repr(total)}): both must be numbers from 0")
+        _log_nonsense(attempt, f"progress({_shown(done)}, {_shown(total)}): both must be numbers from 0")
     if part is not None:
         attempt.progress = Progress(min(part, whole), whole) if whole else Progress(part, None)
 
@@ -150,9 +150,16 @@ def _number(given: Any) -> float | None:
     """Return a finite number from 0; None for anything else."""
     try:
         number = float(given)
-    except Exception:  # noqa: BLE001 — to tell the progress must not fail the work
+    except (Exception, SystemExit):  # noqa: BLE001 — to tell the progress must not fail the work
         return None
     return number if math.isfinite(number) and number >= 0 else None
+
+
+def _shown(given: Any) -> str:
+    try:
+        return reprlib.repr(given)
+    except SystemExit:  # by its own code
+        return object.__repr__(given)
 
 
 #: The actors whose nonsense was logged.

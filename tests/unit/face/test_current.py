@@ -23,12 +23,15 @@ from tests.support import documents
 
 
 class BadText:
-    """Neither a text nor a number."""
+    """Neither a text nor a number, by what its code raises."""
+
+    def __init__(self, error: type[BaseException] = KeyError) -> None:
+        self.error = error
 
     def __str__(self) -> str:
-        raise KeyError("no text")
+        raise self.error("no text")
 
-    __repr__ = __str__
+    __repr__ = __float__ = __str__
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def test_progress_is_kept(said: tuple[float, ...], kept: tuple[float, float | No
 
 NONSENSE: list[tuple[Any, Any, Progress | None]] = [
     (-1, 10, None), (float("nan"), 10, None), (float("inf"), None, None), (10**400, None, None), (None, 10, None),
-    (object(), 10, None), (BadText(), 10, None),
+    (object(), 10, None), (BadText(), 10, None), (BadText(SystemExit), 10, None),
     (1, -10, Progress(1.0, None)), (1, float("nan"), Progress(1.0, None)), (1, BadText(), Progress(1.0, None)),
 ]  # fmt: skip
 
@@ -154,11 +157,14 @@ def test_a_progress_that_is_no_number_fails_nothing_and_is_logged_once_for_each_
     assert "both must be numbers from 0" in logged.getMessage()
 
 
-def test_a_step_whose_text_cannot_be_had_fails_nothing(attempt: Attempt, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [KeyError, SystemExit])
+def test_a_step_whose_text_cannot_be_had_fails_nothing(
+    error: type[BaseException], attempt: Attempt, caplog: pytest.LogCaptureFixture
+) -> None:
     attempt.actor = uuid.uuid4().hex
-    callboard.step(BadText())  # type: ignore[arg-type]
+    callboard.step(BadText(error))  # type: ignore[arg-type]
     assert attempt.step is None
-    assert "text that can't be had: KeyError" in caplog.text
+    assert f"text that can't be had: {error.__name__}" in caplog.text
 
 
 def test_what_is_told_outside_an_item_is_ignored(attempt: Attempt) -> None:
