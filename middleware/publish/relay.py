@@ -145,9 +145,13 @@ class Relay:
                     locked += of_job
             self._put_off(locked)
 
-    def _unsettled_jobs(self) -> list[int]:
-        """The jobs that wait for `settle`. Until then no more of them is published, so that few messages wait."""
-        return list({out.job for out in self._locked})
+    def _passed_jobs(self) -> list[int]:
+        """The jobs that are passed over for a while: a trigger of the user's has refused their claim, or they wait for
+        `settle`. Until then no more of these is published, so that few messages wait.
+        """
+        now = time.monotonic()
+        self._refused = {job: until for job, until in self._refused.items() if until > now}
+        return list({*self._refused, *(out.job for out in self._locked)})
 
     def _put_off(self, locked: Sequence[Outgoing]) -> None:
         self._locked += locked
@@ -210,12 +214,13 @@ class Relay:
         A queue that has no room is passed over.
         """
         self.backlogs.poll_full_queues()
-        due = publishing.due_queues(conn, self.backlogs.full_queues())
+        passed = self._passed_jobs()
+        due = publishing.due_queues(conn, self.backlogs.full_queues(), passed)
         rooms = {d.queue: self.backlogs.room(d.queue) for d in due if d.outbox and d.queue}
         published = 0
         if any(d.outbox for d in due):
             rooms = {queue: room for queue, room in rooms.items() if room > 0}
-            batch = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES, rooms, self._unsettled_jobs())
+            batch = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES, rooms, passed)
             published = self.publish_outbox(conn, batch) if batch else 0
         if not any(d.in_turn for d in due):
             self._locked_looks = 0
@@ -225,13 +230,12 @@ class Relay:
     def _publish_next_job(self, conn: Conn) -> bool:
         """Publish the next job in turn whose queue has room; return whether there was one. The record of outcomes may
         have locked the rows of all of them: then pause, and return True, so that the next round looks again after it
-        has published what else is due. After LOCKED_JOB_LOOKS of these return False, or at once if jobs are passed over
-        for a while.
+        has published what else is due. After LOCKED_JOB_LOOKS of these return False.
         """
         passed_over: list[int] = []
         while (published := self.publish_job(conn, None, passed_over)) is False:
             continue
-        if published or passed_over or self._refused or self._locked:
+        if published or passed_over:
             self._locked_looks = 0
             return bool(published)
         self._locked_looks = (self._locked_looks + 1) % LOCKED_JOB_LOOKS
@@ -274,9 +278,9 @@ class Relay:
         """Claim a job; see `publish_job`. One whose claim a trigger of the user's refuses is passed over for a while.
         Which one that is turns out as the jobs that are due are claimed one by one.
         """
-        began = time.monotonic()
-        self._refused = {refused: until for refused, until in self._refused.items() if until > began}
-        full, passed = self.backlogs.full_queues(), [*passed_over, *self._refused, *self._unsettled_jobs()]
+        began, full, passed = time.monotonic(), self.backlogs.full_queues(), [*passed_over, *self._passed_jobs()]
+        if job in passed:
+            return None
         try:
             return publishing.claim_job(conn, full=full, passed=passed, job=job)
         except (LockNotAvailable, *DATA_ERRORS) as error:

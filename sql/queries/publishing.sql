@@ -1,13 +1,14 @@
 -- name: due_queues
 -- The queues for which something is to be published. Caller: the publisher, each round; none: it has nothing to do.
--- Rows: (queue, whether claim_outbox finds it, whether claim_job does); of those that claim_job finds, one is enough.
+-- Rows: (queue, whether claim_outbox finds it, whether claim_job does); of those that claim_job finds, one is enough. Of the
+-- jobs `passed` only dead letters count.
 SELECT DISTINCT target, true, false FROM callboard.turns
 WHERE NOT held AND NOT over AND NOT limited AND due_at <= now() AND {its_time_is}
-  AND target NOT IN (SELECT unnest(%(full)s::text[]))
+  AND {has_room} AND job_id <> ALL (%(passed)s::bigint[])
 UNION ALL
 (SELECT target, false, true FROM callboard.turns
  WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() AND (bulk_at <= now() OR limited) AND {its_time_is}
-   AND target NOT IN (SELECT unnest(%(full)s::text[]))
+   AND {has_room} AND job_id <> ALL (%(passed)s::bigint[])
  ORDER BY least(bulk_at, due_at) LIMIT 1)
 UNION ALL
 SELECT '', true, false

@@ -11,9 +11,11 @@ from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch
 BATCH_BYTES = 8 * 1_048_576
 
 
-def due_queues(conn: Conn, full: Sequence[str] = ()) -> list[DueQueue]:
-    """Return the queues that are not `full` and for which something is to be published."""
-    return fetch(conn, DueQueue, "due_queues", full=list(full))
+def due_queues(conn: Conn, full: Sequence[str] = (), passed: Sequence[int] = ()) -> list[DueQueue]:
+    """Return the queues that are not `full` and for which something is to be published; of the jobs in `passed` only
+    dead letters.
+    """
+    return fetch(conn, DueQueue, "due_queues", full=list(full), passed=list(passed))
 
 
 def claim_job(

@@ -26,6 +26,7 @@ from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process import outage
 from callboard.middleware.process.heartbeat import Heartbeat
+from callboard.middleware.publish.relay import LOCKED_JOB_LOOKS
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
@@ -176,6 +177,31 @@ def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn
     assert conn.execute(left).fetchall() == []
     assert relay.settle_at == math.inf
     assert queries.run(conn, queries.verify())["drift"] == []
+
+
+def test_a_job_that_is_passed_over_keeps_no_other_from_being_looked_at_again(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of outcomes locks a job many times a second: the next look may find it free. A job that waits to be
+    settled is not looked at meanwhile.
+    """
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.05)
+    relay = relay_to(StubTransport())
+    held, other = make_job(conn, 2, published=1), make_job(conn, 1, published=0)
+    record(conn, held, {"retrying": [0]}, delay=0.0)
+    with locked(database_url, LOCK_JOB, held):
+        with locked(database_url, LOCK_JOB, other):
+            looks = 1
+            while relay.publish_due(conn):
+                looks += 1
+            assert looks == LOCKED_JOB_LOOKS
+        assert relay.publish_due(conn) is True
+        assert queries.run(conn, queries.job(other))["queued"] == 1  # type: ignore[index]
+        assert relay.publish_due(conn) is False
+    assert relay.publish_job(conn, held, []) is None
+    relay.settle(conn)
+    assert relay.publish_due(conn) is True
+    assert queries.run(conn, queries.job(held))["queued"] == 2  # type: ignore[index]
 
 
 def test_a_lock_that_is_let_go_at_once_keeps_no_publisher_busy(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
