@@ -135,11 +135,11 @@ SELECT id FROM callboard.jobs
 WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE 'UTC')::date ORDER BY id
 
 -- name: ended_turns
--- Jobs that ended and have turns left, so perhaps messages and lanes. The rest of the transaction searches tables by their
--- indexes, also one that the planner takes for tiny. Caller: the sweep. Rows: (id).
+-- Jobs that ended and have turns left, so perhaps messages and lanes; all of them unless it `writes`. The rest of the
+-- transaction searches tables by their indexes, also one that the planner takes for tiny. Caller: the sweep. Rows: (id).
 SELECT DISTINCT j.id FROM (SELECT job_id AS id FROM callboard.turns WHERE over) AS j,
        (SELECT set_config('enable_seqscan', 'off', true)) AS by_index
-WHERE {of_page} ORDER BY j.id LIMIT %(DROP_BATCH_JOBS)s
+WHERE {of_page} ORDER BY j.id LIMIT CASE WHEN %(writes)s THEN %(DROP_BATCH_JOBS)s::int END
 
 -- name: drop_messages_of_ended_jobs
 -- What was to be published for jobs that are over never is; what waits for the dead

@@ -42,10 +42,10 @@ def standing_jobs_to_seal(conn: Conn) -> list[int]:
 
 def drop_messages_of_ended_jobs(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
     """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most, and the lanes and turns of others;
-    return the ids of `DROP_BATCH_JOBS` at most that had some. Without `writes`, only find them.
+    return the ids of `DROP_BATCH_JOBS` at most that had some. Without `writes`, only find them, however many.
     """
     with transaction(conn, timings.LOCK_WAIT_SECONDS):
-        jobs = fetch_ids(conn, "ended_turns", **page._asdict())
+        jobs = fetch_ids(conn, "ended_turns", writes=writes, **page._asdict())
         if jobs and writes:
             execute(conn, "drop_messages_of_ended_jobs", jobs=jobs)
     return jobs

@@ -319,8 +319,9 @@ def test_a_job_that_a_trigger_of_the_users_keeps_for_ever_has_no_other_kept(
 
 @pytest.mark.parametrize("code", ["P0001", "08001"])
 def test_a_job_that_a_trigger_of_the_users_keeps_from_dropping_its_messages_has_no_other_keep_them(
-    code: str, conn: Conn, caplog: pytest.LogCaptureFixture
+    code: str, conn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(timings, "DROP_BATCH_JOBS", 1)
     first, kept, last = (make_job(conn, 1) for _ in range(3))
     for job in (first, kept, last):
         record(conn, job, {"retrying": [0]})
