@@ -87,7 +87,7 @@ class CallbackDispatcher:
         return 0 if messages else None
 
     def _claim(self, conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str]) -> list[Callback]:
-        """Claim callbacks of hosts and tenants in turn: first those that come after who was served last."""
+        """Claim callbacks of hosts and tenants in turn: first of those that come after the one that was served last."""
         claim = partial(callbacks.claim_callbacks, conn, webhooks=webhooks, limit=limit, full=full)
         last = self._served.get(webhooks)
         found = (last and claim(after=last)) or claim()

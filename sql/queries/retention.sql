@@ -134,8 +134,9 @@ DELETE FROM callboard.deleted_jobs WHERE deleted_at < now() - make_interval(secs
 -- name: delete_items
 -- A stretch of a deleted job's items goes. An outcome that is being recorded is waited for: what it adds to
 -- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
--- Caller: retention.delete_rows. Rows: one, (how many are gone, how many were there). Lock order: items by key. Each statement of the transaction waits for
--- a lock for `lock_wait` seconds at most: rows of the user's may refer to an item, and their transactions may be long.
+-- Caller: retention.delete_rows. Rows: one, (how many are gone, how many were there): a trigger of the user's may keep some.
+-- Lock order: items by key. Each statement of the transaction waits for a lock for `lock_wait` seconds at most: rows of the
+-- user's may refer to an item, and their transactions may be long.
 WITH held AS (
     SELECT job_id, item
     FROM callboard.items, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited

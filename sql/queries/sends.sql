@@ -18,7 +18,7 @@ LIMIT 1
 -- noticed midnight (UTC), and one that has, add to two of them, and the second process is to see what the first stored.
 -- Caller: the store of sends, for messages recorded on sight. Rows: none. Lock order: jobs by id.
 -- Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
-SELECT FROM callboard.jobs AS j, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+SELECT FROM callboard.jobs AS j, {send_lock_wait}
 WHERE j.id IN (
     SELECT unnest(%(jobs)s::bigint[])
     UNION ALL
@@ -52,7 +52,7 @@ ORDER BY k.actor, k.item_key, i.job_id DESC
 -- Lock order: jobs by id, then leases without waiting for any. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 WITH new AS (
     SELECT n.*, (%(child)s::bool[])[n.nth] AS child
-    FROM {NewItem} AS n, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+    FROM {NewItem} AS n, {send_lock_wait}
 ), locked AS (
     SELECT j.id, j.total, j.published, j.sealed,
            {takes_sends} AS takes, %(publishing)s AND {goes_at_once} AS goes
@@ -96,7 +96,7 @@ SELECT nth, item, lease FROM placed
 -- Lock order: the job, then the lease without waiting for it. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 WITH locked AS (
     SELECT j.id
-    FROM callboard.jobs AS j, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+    FROM callboard.jobs AS j, {send_lock_wait}
     WHERE j.id = %(job)s AND {takes_sends} AND (%(child)s OR NOT j.sealed) AND {goes_at_once} FOR NO KEY UPDATE OF j
 ), held AS (
     SELECT s.id FROM locked AS l JOIN callboard.send_leases AS s ON s.job_id = l.id
@@ -110,6 +110,10 @@ INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, optio
 SELECT id, item, %(actor)s, %(queue)s, %(message_id)s, %(args)b, %(options)b, to_timestamp(%(sent_ms)s / 1000.0), %(key)s, lease
 FROM grown
 RETURNING item
+
+-- part: send_lock_wait
+-- As `lock_wait` does it, for SEND_LOCK_WAIT_SECONDS.
+(SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 
 -- part: takes_sends
 -- Whether the job `j` is one that plain sends go into, which may be sealed.
