@@ -115,8 +115,9 @@ def check_database(conn: Conn) -> None:
     for table, trigger in conn.execute(statement("idle_triggers")):
         raise SchemaError(
             f"the trigger {trigger} of callboard.{table} does not run in sessions of the role {role}, and without it "
-            f"nothing is published: ALTER TABLE callboard.{table} ENABLE TRIGGER {trigger} if it is disabled, or "
-            f"ALTER ROLE {role} SET session_replication_role = origin, unless the database or the server sets it"
+            f"jobs stand still, or callbacks or totals are missing: ALTER TABLE callboard.{table} ENABLE TRIGGER "
+            f"{trigger} if it is disabled, or ALTER ROLE {role} SET session_replication_role = origin, unless the "
+            "database or the server sets it"
         )
 
 
