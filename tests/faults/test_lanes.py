@@ -55,16 +55,19 @@ def kill_one_at_the_gate(scenario: Scenario, job: callboard.Job, waits: Callable
 def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker()
-    timer, gate = Timer(), scenario.folder / "gate"
+    timer, gate, others = Timer(), scenario.folder / "gate", scenario.folder / "others"
     items = (
         {
             "customer": customer, "seconds": 0.03, "fate": "succeed" if n % 10 else "retry",
-            "gate": str(gate) if customer == "large" else "",
+            "gate": str(gate if customer == "large" else others),
         }
         for customer, count in CUSTOMERS.items()
         for n in range(count)
     )  # fmt: skip
     with scenario.watch(job := scenario.submit("serve", items, concurrency_by={"customer": WIDTH})) as watcher:
+        # As many as may be at once of each, however slowly they start.
+        scenario.wait_for(job, lambda status: status["running"] == WIDTH * len(CUSTOMERS))
+        others.touch()
         # Nobody waits for those in front: none of the large one's items ends before all others have.
         scenario.wait_for(job, lambda _: scenario.sql(OTHERS_ENDED, job.id) == [(OTHERS,)])
         killed_at = kill_one_at_the_gate(scenario, job, lambda item: item < CUSTOMERS["large"])
@@ -95,7 +98,7 @@ def test_the_limit_is_set_and_taken_away_on_a_run(scenario: Scenario) -> None:
 
 
 def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
-    """The limit also holds when a worker dies that has items of some customers; three of them wait for that."""
+    """The limit also holds when a worker dies that has items of some customers: as many as may be wait for that."""
     customers, items, lanes = 12, 15, 4
     for _ in range(2):
         scenario.start_worker()
@@ -103,7 +106,7 @@ def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
     numbers = range(customers * items)
 
     def waits(item: int) -> bool:
-        return item % customers > customers - lanes
+        return item % customers >= customers - lanes
 
     job = scenario.submit(
         "serve",
@@ -111,6 +114,9 @@ def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
         concurrency_by={"customer": 2},
         lanes=lanes,
     )
+    held = "SELECT count(DISTINCT item %% %s) FROM runs WHERE job = %s AND ended IS NULL AND item %% %s >= %s"
+    which = (customers, job.id, customers, customers - lanes)
+    scenario.wait_for(job, lambda _: scenario.run_log.conn.execute(held, which).fetchone() == (lanes,))
     killed_at = kill_one_at_the_gate(scenario, job, waits)
     gate.touch()
     scenario.assert_completed(job, total=customers * items, timeout=600)

@@ -31,17 +31,21 @@ def at_once(runs: list[tuple[float, float]]) -> int:
 
 def test_no_more_items_are_in_hand_than_may_be_over_all_workers(scenario: Scenario) -> None:
     scenario.start_worker(processes=2)
-    timer = Timer()
+    timer, gate = Timer(), scenario.folder / "gate"
     items = ({"number": n, "seconds": 0.02, "fate": "succeed" if n % 5 else "retry"} for n in range(150))
-    job = scenario.submit("work", items, concurrency=3)
-    other = scenario.submit("work", ({"number": n, "seconds": 0.02} for n in range(300)))
+    job = scenario.submit("work", gated(items, gate, 0), concurrency=3)
+    other = scenario.submit("work", gated(({"number": n, "seconds": 0.02} for n in range(300)), gate, 0))
+    # As many as may be at once, however slowly they start.
+    scenario.wait_for(job, lambda status: status["running"] == 3)
+    scenario.wait_for(other, lambda status: status["running"] > 3)
+    gate.touch()
+    opened = time.time()
     scenario.assert_completed(job, total=150, retries=30)
     scenario.assert_completed(other, total=300)
     assert at_once(spans(scenario, job)) == 3
     assert at_once(spans(scenario, other)) > 3
     # Room is filled when an item ends, not at the publisher's next look.
-    runs = spans(scenario, job)
-    assert runs[-1][1] - runs[0][0] < 180 * 0.02 / 3 + 180 * 0.1 + timer.stalled
+    assert spans(scenario, job)[-1][1] - opened < 180 * 0.02 / 3 + 180 * 0.1 + timer.stalled
 
 
 def test_no_more_items_start_than_the_rate_allows_and_it_is_changed_on_the_run(scenario: Scenario) -> None:
