@@ -43,7 +43,7 @@ def held_until_death(scenario: Scenario, job: callboard.Job, worker: int, pid: i
 
     Not what it had when it was frozen: a statement that it had sent by then may still be recorded.
     """
-    held: dict[int, int] = {}
+    held = in_hand(scenario, job, worker)  # before that sweep, which may be over before the first look
     scenario.call_dead(pid)
 
     def dead() -> bool:
@@ -112,12 +112,12 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, sce
     assert scenario.status(job)["crashes"] == 0  # acquitted, since each ended by itself
     assert wait_until(lambda: f"worker {worker} is dead" in scenario.log(), 300)
     # And it is as good as new.
-    more = scenario.submit("work", ({"number": n, "seconds": 0.05} for n in range(100)))
+    gate = scenario.folder / "another gate"
+    more = scenario.submit("work", gated(({"number": n} for n in range(100)), gate, 0))
+    ran = "SELECT count(*) > 0 FROM runs WHERE job = %s AND pid = %s"
+    scenario.wait_for(more, lambda _: scenario.run_log.conn.execute(ran, (more.id, pid)).fetchone() == (True,))
+    gate.touch()
     scenario.assert_completed(more, total=100)
-    (ran,) = scenario.run_log.conn.execute(
-        "SELECT count(*) FROM runs WHERE job = %s AND pid = %s", (more.id, pid)
-    ).fetchone() or (0,)
-    assert ran > 0
     runs = scenario.run_log.run_counts(job.id).total()
     print(f"{len(held)} items in flight, {len(twice)} ended after all, {runs} runs of {ITEMS}")
 
