@@ -117,7 +117,7 @@ def test_what_was_fetched_before_does_not_run_twice(how: str, line: Proxy, broke
             scenario.assert_mixed_completed(job, count, watcher=watcher)
         jobs.append(job)
     assert scenario.starts == 1
-    assert CUT in scenario.log()
+    assert wait_until(lambda: CUT in scenario.log(), TIMEOUT, pause=POLL)  # the worker's master passes it on
     assert sent_again(scenario) == 0
     tries = {"fail": 3, "retry": 2}
     for job in jobs:

@@ -121,6 +121,7 @@ def test_stopped_for_a_while_and_a_worker_killed_meanwhile(scenario: Scenario, b
         breakable_postgres.start()
         recovers(scenario, job, Timer())
         prove(scenario, job, watcher)
+    assert wait_until(lambda: scenario.workers[1].output.count(BACK), 300)  # its master passes it on
     assert scenario.workers[1].output.count(BACK) == 1
     assert scenario.run_log.run_counts(job.id).total() > ITEMS
 

@@ -97,7 +97,7 @@ def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
         beaten = "SELECT id FROM callboard.workers WHERE pid = %s AND beat_at > %s"
         assert wait_until(lambda: scenario.sql(beaten, pid_of(second), now), TIMEOUT)
         scenario.assert_completed(job, total=600, watcher=watcher)
-        assert leader(scenario) == third
+        assert elected(scenario) == third
     assert gone > 0
     assert len({first, second, third}) == 3
     assert len(workers) == 3
