@@ -108,7 +108,7 @@ def test_a_sender_killed_at_every_stage_loses_nothing_that_it_sent(scenario: Sce
     scenario.start_worker()
     counts = "SELECT sum(total), sum(succeeded), sum(published) FROM callboard.jobs WHERE standing_on IS NOT NULL"
     assert wait_until(lambda: len(set(*scenario.sql(counts))) == 1, TIMEOUT)
-    assert scenario.sql("SELECT count(*) FROM callboard.outbox") == [(0,)]
+    assert wait_until(lambda: scenario.sql("SELECT count(*) FROM callboard.outbox") == [(0,)], TIMEOUT)
     scenario.assert_counters_true()
     stored = [json.loads(args)["args"][0] for (args,) in scenario.sql("SELECT args FROM callboard.items")]
     told = [int(line) for process in dying.values() for line in process.log.read_text().splitlines()]
@@ -184,10 +184,8 @@ def test_without_a_key_a_job_whose_submitter_is_gone_is_stopped_and_a_slow_one_i
     for name in ("slow", "block"):
         (job,) = (row[0] for row in scenario.sql(STANDING, name) if row[3])
         assert set(scenario.assert_completed(callboard.get(job), total=30).values()) == {1}
-    scenario.wait_for(callboard.get(found["id"]), lambda status: status["stalled"] is not None)
-    assert callboard.get(found["id"]).status()["stalled"] == (
-        f"its submission broke off at input {ITEMS}; submit it again with the same key, and it goes on"
-    )
+    broke_off = f"its submission broke off at input {ITEMS}; submit it again with the same key, and it goes on"
+    scenario.wait_for(callboard.get(found["id"]), lambda status: status["stalled"] == broke_off)
     assert callboard.submit("work", ({"number": n} for n in range(ITEMS)), key="k").id == found["id"]
     scenario.assert_completed(callboard.get(found["id"]), total=ITEMS)
 
