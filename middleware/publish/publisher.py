@@ -38,7 +38,7 @@ FULL_QUEUE_POLL_SECONDS = 0.03
 #: Seconds that a round may take until it counts as a standstill: several batches, each of which waits for its confirms.
 STANDSTILL_SECONDS = 60.0
 #: Seconds between two rounds of messages that this process sent: they gather, and its senders run meanwhile.
-GATHER_SECONDS = 0.01
+GATHER_SECONDS = 0.02
 #: Seconds that a publisher waits for a connection when it ends.
 CLOSE_SECONDS = 2.0
 
