@@ -296,7 +296,7 @@ class Runtime:
             self._sweep.stop(process.time_left())
         for journal in (self.journal, self._saving):
             if not journal.close(process.time_left()):
-                log.warning("%d outcomes could not be written; their messages are delivered again", journal.pending)
+                log.warning("some outcomes could not be written; their messages are delivered again")
         if self._publisher:
             self._publisher.close(process.time_left())
         self._stage_maker.close(process.time_left() / 4)
