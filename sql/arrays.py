@@ -72,7 +72,7 @@ def _arrays(row: type, rows: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         else:
             absent = SimpleNamespace(**dict.fromkeys(columns(kind)))
             within = [value or absent for value in values] if any(values) else ()
-            yield from ((f"{name}_{inner}", array) for inner, array in _arrays(kind, within))
+            yield from ((f"{name}_{inner}", written) for inner, written in _arrays(kind, within))
 
 
 def array(kind: str, values: Sequence[Any]) -> Any:

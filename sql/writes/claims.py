@@ -38,11 +38,11 @@ def make_postponed_due(conn: Conn) -> None:
     """Make postponed messages due whose actor a live worker has, or no worker has announced for too long; not all at
     once if they are very many.
     """
-    sizes, until = {"limit": OLDEST_AWAITING, "batch": WOKEN_MESSAGES}, time.monotonic() + LOOKS_SECONDS
-    while (
-        execute(conn, "make_postponed_due", actor_wait=settings.ACTOR_WAIT.get(), **sizes).rowcount >= OLDEST_AWAITING
-    ):
-        if time.monotonic() >= until:
+    sizes = {"limit": OLDEST_AWAITING, "batch": WOKEN_MESSAGES}
+    actor_wait, until = settings.ACTOR_WAIT.get(), time.monotonic() + LOOKS_SECONDS
+    while True:
+        due = execute(conn, "make_postponed_due", actor_wait=actor_wait, **sizes)
+        if due.rowcount < OLDEST_AWAITING or time.monotonic() >= until:
             return
 
 

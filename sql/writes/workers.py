@@ -12,7 +12,7 @@ from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch
 
 
 def register_worker(conn: Conn, info: WorkerInfo) -> int:
-    """Register a worker process that starts; return its id."""
+    """Register a worker process that starts; return its id. Raises LockNotAvailable."""
     announced = _announce(conn, info.actors, info.signatures)
     number: int = fetch_value(
         conn, "register_worker", host=info.host, pid=info.pid, threads=info.threads, release=info.release,
