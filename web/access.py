@@ -151,11 +151,6 @@ def identity(request: Request) -> Identity:
     return found
 
 
-def tenant(request: Request) -> str | None:
-    """The only tenant whose jobs the request may concern; None: it may concern every job."""
-    return identity(request).tenant
-
-
 async def is_still_admitted(request: Request) -> bool:
     """Whether the login admits the sender as it did at first: for an answer that goes on."""
     found = await request.scope[ADMIT](request)

@@ -39,18 +39,21 @@ class NoBody(msgspec.Struct, forbid_unknown_fields=True):
 class Call(Generic[Q, B]):
     """A request that may be answered: its sender was asked for, and its parameters are checked.
 
-    `job`: the id in the path, a job that the sender may see; 0 where the path has none. `tenant`: the only one whose
-    jobs the sender may see; None: all. A handler of several jobs asks for those of `tenant` alone.
+    `job`: the id in the path, a job that the sender may see; 0 where the path has none.
     """
 
     request: Request
     job: int
-    tenant: str | None
     who: Identity
     query: Q
     body: B
     #: Of an endpoint that reads `together`: the connection that is in its transaction.
     conn: AsyncConn | None = None
+
+    @property
+    def tenant(self) -> str | None:
+        """The only tenant whose jobs the sender may see; None: all. A handler of several jobs asks for those alone."""
+        return self.who.tenant
 
     async def read(self, query: Query[T]) -> T:
         """Run a query on the app's database."""
@@ -144,7 +147,7 @@ class Endpoint:
         job = await access.job(request) if "{job}" in self.path else 0
         query = parameters.query(request, self.query)
         body = NoBody() if self.reads else await self._body(request)
-        call = Call(request, job, access.tenant(request), access.identity(request), query, body)
+        call = Call(request, job, access.identity(request), query, body)
         found = await self._handle(call)
         if isinstance(query, DryRun) and query.dry_run:
             return Json(msgspec.convert(found, answers.Trial))
