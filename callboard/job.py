@@ -96,7 +96,7 @@ class Job:
         wanted = [one["job"] for one in stages if stage is None or (stage == one["stage"] and type(stage) is int)]
         if stage is not None and not wanted:
             raise ValueError(f"job {self.id} has no stage {stage!r}: it has {len(stages)} stages, numbered from 0")
-        keys = () if key is None else key_texts(key)
+        keys = key_texts(key)
         for job in wanted or [self.id]:
             after: int | None = -1
             while after is not None:

@@ -252,7 +252,7 @@ async def job(call: Call[NoQuery, NoBody]) -> Response:
 async def jobs(call: Call[JobQuery, NoBody]) -> Response:
     """Follow a page of jobs: an event `jobs` now and at each change, or `resync` for a watcher that missed one."""
     query = listings.listing(call)
-    return _answer(call, await _events(call).topic((query.statement, repr(query.parameters)), ListTopic(query)))
+    return _answer(call, await _events(call).topic((query.name, repr(query.parameters)), ListTopic(query)))
 
 
 def _answer(call: Call[Any, NoBody], topic: Topic) -> Response:

@@ -32,12 +32,7 @@ async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
     """List a job's items in order."""
     wanted, after = call.query, parameters.cursor(call.query.after, "items", ITEMS)
     query = queries.items(
-        call.job,
-        state=wanted.state,
-        error=wanted.error,
-        keys=() if wanted.key is None else key_texts(wanted.key),
-        after=-1 if after is None else after,
-        limit=wanted.limit,
+        call.job, state=wanted.state, error=wanted.error, keys=key_texts(wanted.key), after=after, limit=wanted.limit
     )
     found, following = await call.read(query)
     if not found and (stages := (await call.find_job(call.job))["stages"]):

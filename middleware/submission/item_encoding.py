@@ -136,9 +136,11 @@ def key_text(value: Any) -> str:
     return DIGEST + hashlib.sha256(encoded).hexdigest()
 
 
-def key_texts(key: str) -> tuple[str, str]:
-    """Return what a row may keep of a key that somebody looks for: the text as it is, as a row shows it, or encoded."""
-    return key, key_text(key)
+def key_texts(key: str | None) -> tuple[str, ...]:
+    """Return what a row may keep of a key that somebody looks for: the text as it is, as a row shows it, or encoded;
+    nothing for None.
+    """
+    return () if key is None else (key, key_text(key))
 
 
 def _value_text(value: Any) -> str:

@@ -43,11 +43,6 @@ def items(number: int, rows: Rows, cap: int, limit: int) -> Page:
     return found, rows[0]["looked_at"] if rows and following is None else following
 
 
-def item_at(found: list[dict[str, Any]], position: int) -> dict[str, Any] | None:
-    """Return the item at `position`, of a page that begins there; None when it is not there."""
-    return found[0] if found and found[0]["item"] == position else None
-
-
 def with_iso_times(*columns: str) -> Callable[[Rows], list[dict[str, Any]]]:
     """Return a function that gives rows with these columns as ISO times."""
     return lambda rows: [{**row, **{name: iso(row[name]) for name in columns}} for row in rows]

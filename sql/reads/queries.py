@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, LiteralString, TypeVar
+from typing import Any, Generic, TypeVar
 
 from psycopg.rows import dict_row
 
@@ -43,9 +43,9 @@ _SAME = frozenset(("actor", "tenant", "key", "standing", "stalled", "failing"))
 
 @dataclass(frozen=True, slots=True)
 class Query(Generic[T]):
-    """A statement, its parameters, and the function that makes the answer of its rows."""
+    """The name of a statement, its parameters, and the function that makes the answer of its rows."""
 
-    statement: LiteralString
+    name: str
     parameters: Mapping[str, Any]
     result: Callable[[Rows], T]
 
@@ -55,46 +55,37 @@ def run(conn: Conn, query: Query[T]) -> T:
     execute it.
     """
     with conn.cursor(row_factory=dict_row) as cursor:
-        return query.result(cursor.execute(query.statement, with_timings(query.parameters), prepare=True).fetchall())
+        cursor.execute(statement(query.name), with_timings(query.parameters), prepare=True)
+        return query.result(cursor.fetchall())
 
 
 async def arun(conn: AsyncConn, query: Query[T]) -> T:
     """Execute a query in an event loop and return its answer."""
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(query.statement, with_timings(query.parameters), prepare=True)
+        await cursor.execute(statement(query.name), with_timings(query.parameters), prepare=True)
         return query.result(await cursor.fetchall())
 
 
 def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | None]:
     """Describe a job; None when there is none with this id, or not of this tenant (None: any)."""
-    return Query(
-        statement("jobs_by_id"),
-        {"jobs": [number], "tenant": tenant},
-        lambda rows: next(iter(staged_job_view.jobs(_shown(rows))), None),
-    )
+    return Query("jobs_by_id", {"jobs": [number], "tenant": tenant}, lambda rows: _first(staged_job_view.jobs(rows)))
 
 
 def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
     """Describe a job as it was when it ended, `then` its row of that time as JSON; None when it is deleted."""
-    return Query(
-        statement("jobs_by_id"),
-        {"jobs": [number], "tenant": None},
-        lambda rows: staged_job_view.ended(rows, then) if _shown(rows) else None,
-    )
+    parameters = {"jobs": [number], "tenant": None}
+    return Query("jobs_by_id", parameters, lambda rows: _first(staged_job_view.ended(rows, then)))
 
 
 def jobs_by_id(numbers: Sequence[int]) -> Query[dict[int, dict[str, Any]]]:
     """Describe those of these jobs that exist, by id."""
-    return Query(
-        statement("jobs_by_id"),
-        {"jobs": numbers, "tenant": None},
-        lambda rows: {found["id"]: found for found in staged_job_view.jobs(_shown(rows))},
-    )
+    parameters = {"jobs": numbers, "tenant": None}
+    return Query("jobs_by_id", parameters, lambda rows: {found["id"]: found for found in staged_job_view.jobs(rows)})
 
 
 def is_of_tenant(number: int, tenant: str) -> Query[bool]:
     """Return whether there is such a job of this tenant."""
-    return Query(statement("job_of_tenant"), {"job": number, "tenant": tenant}, bool)
+    return Query("job_of_tenant", {"job": number, "tenant": tenant}, bool)
 
 
 def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int = 50) -> Query[Page]:
@@ -121,22 +112,22 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
     return Query(source, parameters, lambda rows: _page_of_jobs(rows, limit))
 
 
-def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
+def _source(wanted: JobFilter) -> tuple[str, set[str]]:
     """The statement that finds the fewest jobs for a filter, and the fields of the filter that its index has."""
     states = wanted.states
-    ways: tuple[tuple[object, LiteralString, set[str]], ...] = (
-        (wanted.key is not None, statement("jobs_of_key"), {"key"}),
+    ways: tuple[tuple[object, str, set[str]], ...] = (
+        (wanted.key is not None, "jobs_of_key", {"key"}),
         (
             wanted.stalled or (states is not None and states <= JOB_OPEN),
-            statement("jobs_open"),
+            "jobs_open",
             {"states"} if states == JOB_OPEN else set(),
         ),
-        (wanted.failing, statement("jobs_failing"), set()),
-        (wanted.actor is not None, statement("jobs_of_actor"), {"actor"}),
-        (wanted.tenant is not None, statement("jobs_of_tenant"), {"tenant"}),
-        (states is not None and len(states) == 1, statement("jobs_of_state"), {"states"}),
-        (wanted.standing, statement("jobs_of_sends"), {"standing"}),
-        (True, statement("jobs"), set()),
+        (wanted.failing, "jobs_failing", set()),
+        (wanted.actor is not None, "jobs_of_actor", {"actor"}),
+        (wanted.tenant is not None, "jobs_of_tenant", {"tenant"}),
+        (states is not None and len(states) == 1, "jobs_of_state", {"states"}),
+        (wanted.standing, "jobs_of_sends", {"standing"}),
+        (True, "jobs", set()),
     )
     return next((found, fields) for holds, found, fields in ways if holds)
 
@@ -145,12 +136,12 @@ def job_counts(tenant: str | None = None) -> Query[dict[str, int]]:
     """Count the jobs of a tenant (None: all): `open`, those of them that are `stalled`, `ended`, and `failed_today`,
     those that failed or have failed items of those that ended within 24 hours.
     """
-    return Query(statement("job_counts"), {"tenant": tenant}, lambda rows: dict(rows[0]))
+    return Query("job_counts", {"tenant": tenant}, lambda rows: dict(rows[0]))
 
 
 def items(
-    number: int, *, state: str | None = None, error: str | None = None, keys: Sequence[str] = (), after: int = -1,
-    limit: int = 100, cap: int = LIST_CHARACTERS,
+    number: int, *, state: str | None = None, error: str | None = None, keys: Sequence[str] = (),
+    after: int | None = None, limit: int = 100, cap: int = LIST_CHARACTERS,
 ) -> Query[Page]:  # fmt: skip
     """Describe a page of a job's items after item `after`: those for which all that is given holds.
 
@@ -163,7 +154,7 @@ def items(
         "state": "key" if keys else "failed" if error is not None else state,
         "error": error,
         "keys": list(keys),
-        "after": after,
+        "after": -1 if after is None else after,
         "limit": limit + 1,
         "cap": cap,
         "look_at": LOOK_AT_ITEMS,
@@ -174,27 +165,28 @@ def items(
         found, following = item_view.items(number, rows, cap, limit)
         return [item for item in found if state in (None, item["state"])], following
 
-    return Query(statement("job_items"), parameters, page)
+    return Query("job_items", parameters, page)
 
 
 def item(number: int, position: int) -> Query[dict[str, Any] | None]:
     """Describe one item, with its whole arguments and result; None when the job has no such item."""
     page = items(number, after=position - 1, limit=1, cap=ITEM_CHARACTERS)
+    parameters = {**page.parameters, "limit": 1}
     return Query(
-        page.statement, {**page.parameters, "limit": 1}, lambda rows: item_view.item_at(page.result(rows)[0], position)
+        page.name, parameters, lambda rows: _first([one for one in page.result(rows)[0] if one["item"] == position])
     )
 
 
 def attempts(number: int, position: int) -> Query[list[dict[str, Any]]]:
     """Return the attempts of an item that did not simply succeed, in order."""
     parameters = {"job": number, "item": position, "cap": ITEM_CHARACTERS, "limit": MAX_ROWS}
-    return Query(statement("item_attempts"), parameters, item_view.with_iso_times("started_at", "ended_at"))
+    return Query("item_attempts", parameters, item_view.with_iso_times("started_at", "ended_at"))
 
 
 def errors(number: int) -> Query[list[dict[str, Any]]]:
     """Return a job's errors, grouped by kind, type, place and pattern of the message, each with an example."""
     parameters = {"job": number, "cap": LIST_CHARACTERS, "limit": MAX_ROWS}
-    return Query(statement("job_errors"), parameters, item_view.with_iso_times("first_at", "last_at"))
+    return Query("job_errors", parameters, item_view.with_iso_times("first_at", "last_at"))
 
 
 def retried_items(
@@ -207,66 +199,59 @@ def retried_items(
         "items": None if items is None else list(items),
         "error": error,
     }
-    return Query(statement("retried_items"), parameters, lambda rows: int(rows[0]["items"]))
+    return Query("retried_items", parameters, lambda rows: int(rows[0]["items"]))
 
 
 def error(number: int, group: str) -> Query[dict[str, Any] | None]:
     """Return one group of a job's errors by its id, with the traceback of its example; None when it has none such."""
     parameters = {"job": number, "error": group, "cap": ITEM_CHARACTERS}
     times = item_view.with_iso_times("first_at", "last_at")
-    return Query(statement("job_error"), parameters, lambda rows: next(iter(times(rows)), None))
+    return Query("job_error", parameters, lambda rows: _first(times(rows)))
 
 
 def actions(number: int, *, before: int | None = None, limit: int = 100) -> Query[Page]:
     """Return a page of a job's history, the latest action first: action, who, via, address, detail, done_at."""
-    parameters = {"job": number, "before": MAX_ID if before is None else before, "limit": limit + 1}
-    times = item_view.with_iso_times("done_at")
-    return Query(statement("job_actions"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
+    return _latest("job_actions", item_view.with_iso_times("done_at"), before, limit, job=number)
 
 
 def callbacks(number: int) -> Query[list[dict[str, Any]]]:
     """Describe the callbacks of a job, those of the latest end first."""
-    return Query(statement("job_callbacks"), {"job": number, "limit": MAX_ROWS}, item_view.callbacks)
+    return Query("job_callbacks", {"job": number, "limit": MAX_ROWS}, item_view.callbacks)
 
 
 def token(digest: bytes, kinds: Sequence[str]) -> Query[dict[str, Any] | None]:
     """Describe the token of one of these kinds whose secret has this digest; None: it lets nobody in."""
-    return Query(
-        statement("token"), {"digest": digest, "kinds": list(kinds)}, lambda rows: next(iter(_tokens(rows)), None)
-    )
+    return Query("token", {"digest": digest, "kinds": list(kinds)}, lambda rows: _first(_tokens(rows)))
 
 
 def tokens(*, before: int | None = None, limit: int = 100, tenant: str | None = None) -> Query[Page]:
     """Describe a page of the tokens that let somebody in, of a tenant (None: all), the latest first."""
-    parameters = {"before": MAX_ID if before is None else before, "limit": limit + 1, "tenant": tenant}
-    return Query(statement("tokens"), parameters, lambda rows: item_view.page(_tokens(rows), limit, "id"))
+    return _latest("tokens", _tokens, before, limit, tenant=tenant)
 
 
 def any_login() -> Query[bool]:
     """Return whether there is a token by which somebody can log in."""
-    return Query(statement("any_login"), {}, bool)
+    return Query("any_login", {}, bool)
 
 
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:
     """Return a page of worker processes, the latest first; `state`: one of WORKER_STATES."""
-    high = 2**31 - 1 if before is None else before
-    parameters = {"before": high, "limit": limit + 1, "state": state}
     times = item_view.with_iso_times("started_at", "beat_at", "ended_at")
-    return Query(statement("workers"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
+    return _latest("workers", times, before, limit, state=state)
 
 
 def server() -> Query[dict[str, Any]]:
     """Return the time of the database (`now`), the server process that answers (`pid`), and whether it refuses writes
     (`read_only`).
     """
-    return Query(statement("server"), {}, lambda rows: rows[0])
+    return Query("server", {}, lambda rows: rows[0])
 
 
 def long_locks(seconds: float) -> Query[list[dict[str, Any]]]:
     """Return the sessions that have locked others out of tables of ours for so many seconds: `pid`, `who` that is, how
     many are `waiting` (0: they come again and again), and whether readers are kept from a `whole` table.
     """
-    return Query(statement("long_locks"), {"seconds": seconds}, list)
+    return Query("long_locks", {"seconds": seconds}, list)
 
 
 def queues() -> Query[list[dict[str, Any]]]:
@@ -274,56 +259,60 @@ def queues() -> Query[list[dict[str, Any]]]:
     items `pending`.
     """
     lists = ("actors", "unserved")
-    return Query(statement("queues"), {}, lambda rows: [{**r, **{n: r[n] or [] for n in lists}} for r in rows])
+    return Query("queues", {}, lambda rows: [{**r, **{n: r[n] or [] for n in lists}} for r in rows])
 
 
 def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int], dict[str, Any]]]:
     """Return how the last attempts of items, each (job, item), ended that did not simply succeed."""
     parameters = {"jobs": [job for job, _ in items], "items": [item for _, item in items], "cap": LIST_CHARACTERS}
-    return Query(statement("last_errors"), parameters, lambda rows: {(row["job"], row["item"]): row for row in rows})
+    return Query("last_errors", parameters, lambda rows: {(row["job"], row["item"]): row for row in rows})
 
 
 def samples(number: int) -> Query[list[dict[str, Any]]]:
     """Return how a job went, in SAMPLES points and two: each has `at`, `ended`, `failed`, and `rate` since the last."""
-    return Query(statement("samples"), {"job": number, "steps": SAMPLES}, item_view.points)
+    return Query("samples", {"job": number, "steps": SAMPLES}, item_view.points)
 
 
 def paces(numbers: Sequence[int]) -> Query[dict[int, list[float]]]:
     """Return the latest rates of jobs, in items a second, PACES a job at most; those of which too little is known have
     none.
     """
-    return Query(statement("paces"), {"jobs": numbers, "most": PACES + 1}, item_view.paces)
+    return Query("paces", {"jobs": numbers, "most": PACES + 1}, item_view.paces)
 
 
 def lanes(number: int) -> Query[list[dict[str, Any]]]:
     """Return lanes of a job, LANES at most: `lane`, items `in_flight` of `width`, and `waiting`, MAX_ROWS at most."""
     parameters = {"job": number, "limit": LANES, "most": MAX_ROWS}
-    return Query(statement("lanes"), parameters, list)
+    return Query("lanes", parameters, list)
 
 
 def verify(number: int | None = None) -> Query[dict[str, Any]]:
     """Recount a job, or all jobs: see `drift_report`."""
     low, high = (0, MAX_ID) if number is None else (number, number)
-    return Query(statement("recount"), {"low": low, "high": high}, item_view.drift_report)
+    return Query("recount", {"low": low, "high": high}, item_view.drift_report)
 
 
 def metric_items() -> Query[Rows]:
     """Return items by actor and queue: the open ones by state, and counters that never fall of what ever ended."""
-    return Query(statement("metric_items"), {}, lambda rows: rows)
+    return Query("metric_items", {}, lambda rows: rows)
 
 
 def metric_facts() -> Query[Mapping[str, Any]]:
     """Return numbers of jobs and workers, and how many seconds what should not wait has waited; None: nothing."""
-    return Query(statement("metric_facts"), {}, lambda rows: rows[0])
+    return Query("metric_facts", {}, lambda rows: rows[0])
 
 
 def migrations() -> Query[dict[int, tuple[str, bool]]]:
     """Return the migrations that the database has had, {number: (name, breaking)}, for `migrate.check_applied`."""
-    return Query(
-        statement("applied_migrations"),
-        {},
-        lambda rows: {row["number"]: (row["name"], row["breaking"]) for row in rows},
-    )
+    return Query("applied_migrations", {}, lambda rows: {row["number"]: (row["name"], row["breaking"]) for row in rows})
+
+
+def _latest(
+    name: str, rows_of: Callable[[Rows], list[dict[str, Any]]], before: int | None, limit: int, **parameters: Any
+) -> Query[Page]:
+    """Describe a page of the rows with ids below `before`, the latest first."""
+    parameters |= {"before": MAX_ID if before is None else before, "limit": limit + 1}
+    return Query(name, parameters, lambda rows: item_view.page(rows_of(rows), limit, "id"))
 
 
 def _moments(wanted: JobFilter) -> dict[str, Any]:
@@ -338,10 +327,9 @@ def _moments(wanted: JobFilter) -> dict[str, Any]:
 
 def _page_of_jobs(rows: Rows, limit: int) -> Page:
     """Return `limit` of the jobs that were found, one more at most, and where the next page begins."""
-    found = staged_job_view.jobs(_shown(rows))
+    found = staged_job_view.jobs(rows)
     return found[:limit], found[limit - 1]["id"] if len(found) > limit else rows[0]["looked_at"]
 
 
-def _shown(rows: Rows) -> Rows:
-    """Return the rows of jobs: a list without any has one row without an id."""
-    return [row for row in rows if row["id"] is not None]
+def _first(found: Sequence[T]) -> T | None:
+    return found[0] if found else None

@@ -20,7 +20,7 @@ Job = dict[str, Any]
 
 
 def jobs(rows: Sequence[Stored]) -> list[Job]:
-    """Describe jobs, each with its stages, by rows of the statement `jobs`."""
+    """Describe jobs, each with its stages, by rows of a statement `jobs…`; a row without an id is of none."""
     stages = defaultdict(list)
     for row in rows:
         if row["within"]:
@@ -28,15 +28,17 @@ def jobs(rows: Sequence[Stored]) -> list[Job]:
     return [
         job_view.job(row) if row["stages"] is None else parent(row, stages[row["id"]])
         for row in rows
-        if not row["within"]
+        if row["id"] is not None and not row["within"]
     ]
 
 
-def ended(rows: Sequence[Stored], then: Stored) -> Job:
-    """Describe a job as it was when it ended: `then` is its row of that time, with those of its stages in `within`."""
+def ended(rows: Sequence[Stored], then: Stored) -> list[Job]:
+    """Describe the job that these rows are of, if any, as it was when it ended: `then` is its row of that time, with
+    those of its stages in `within`.
+    """
     known = {one["id"]: {**one, "within": True} for one in then.get("within") or ()}
     known[then["id"]] = {**then, "within": False}
-    return jobs([job_view.as_ended(row, known[row["id"]]) if row["id"] in known else row for row in rows])[0]
+    return jobs([job_view.as_ended(row, known[row["id"]]) if row["id"] in known else row for row in rows])
 
 
 def parent(row: Stored, rows: Sequence[Stored]) -> Job:

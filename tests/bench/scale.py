@@ -24,7 +24,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.reads.queries import Query
-from callboard.sql.statements import with_timings
+from callboard.sql.statements import statement, with_timings
 from callboard.sql.writes import retention, workers
 from tests.bench import history
 from tests.bench.rig import Rig
@@ -189,7 +189,7 @@ def _read(make: Callable[[Side], Query[Any]]) -> Work:
     def read(side: Side) -> None:
         query = make(side)
         side.conn.execute(pool._BEGIN_READ, prepare=False)
-        side.conn.execute(query.statement, with_timings(query.parameters)).fetchall()
+        side.conn.execute(statement(query.name), with_timings(query.parameters)).fetchall()
         side.conn.commit()
 
     return read

@@ -75,21 +75,14 @@ async def _items(call: JobCall, job: Row) -> dict[str, Any]:
     wanted, after = call.query, parameters.cursor(call.query.after, "items", ITEMS)
     if job["stages"]:
         return {"rows": [], "next": None}
-    position = -1 if after is None else after
     for _ in range(LOOKS):
         query = queries.items(
-            job["id"],
-            state=wanted.state,
-            error=wanted.error,
-            keys=() if wanted.key is None else key_texts(wanted.key),
-            after=position,
-            limit=ITEM_ROWS,
+            job["id"], state=wanted.state, error=wanted.error, keys=key_texts(wanted.key), after=after, limit=ITEM_ROWS
         )
-        found, following = await call.read(query)
-        if found or following is None:
+        found, after = await call.read(query)
+        if found or after is None:
             break
-        position = following
-    return {"rows": found, "next": parameters.next_page(following, "items")}
+    return {"rows": found, "next": parameters.next_page(after, "items")}
 
 
 async def _callbacks(call: JobCall, job: Row) -> list[Row]:

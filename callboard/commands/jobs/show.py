@@ -201,11 +201,9 @@ def items(
             there = ", ".join(f"{one['job']} ({one['name']})" for one in stages)
             raise CommandError(f"job {job} has stages, and each has its own items: list those of job {there}", code=2)
         page: Page = ([], -1 if after is None else after)
-        keys = () if key is None else key_texts(key)
         while not page[0] and page[1] is not None:  # of a rare state many pages may be empty
-            page = queries.run(
-                conn, queries.items(job, state=state, error=error, keys=keys, after=page[1], limit=limit)
-            )
+            query = queries.items(job, state=state, error=error, keys=key_texts(key), after=page[1], limit=limit)
+            page = queries.run(conn, query)
     print_page(
         "items", page, ITEM_SHOWN, as_json=as_json, fit=ITEM_FIT,
         cells=lambda item: {**item, "error": _error(item["error"]), "progress": _progress(item["progress"])},

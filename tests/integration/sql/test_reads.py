@@ -13,7 +13,7 @@ from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import job_view, queries
 from callboard.sql.reads.job_filter import JobFilter, parse_search
 from callboard.sql.rows import Failure, Running, WorkerInfo
-from callboard.sql.statements import with_timings
+from callboard.sql.statements import statement, with_timings
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, claims, outcomes, publishing, retry_action, sends, submission, sweep, workers
 from callboard.sql.writes.requests import Requester
@@ -543,7 +543,7 @@ def test_the_read_of_a_job_touches_no_item(conn: Conn) -> None:
     job = make_mixed_job(conn)
     query = queries.job(job)
     given = with_timings(query.parameters)
-    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), given))
+    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + statement(query.name).encode(), given))
     assert " on items" not in plan
     assert "Seq Scan on jobs" not in plan
 
@@ -556,6 +556,6 @@ def test_a_page_of_items_never_reads_the_whole_table(conn: Conn) -> None:
     for state in (None, *ITEM_STATES):
         query = queries.items(job, state=state, limit=10)
         given = with_timings(query.parameters)
-        plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), given))
+        plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + statement(query.name).encode(), given))
         assert "Seq Scan on items" not in plan, state
         assert "items_pkey" in plan, state
