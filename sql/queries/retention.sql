@@ -88,7 +88,7 @@ WHERE id = ANY (%(jobs)s) AND deleted_at IS NOT NULL AND deletion_after IS NOT N
 -- name: deletion_progress
 -- How far the rows of a deleted job are gone. Items are numbered from 0, without gaps, up to its total.
 -- Caller: retention.delete_rows. Rows: (deleted_below, total); none: it is gone. Lock order: one job, in a transaction of
--- its own: nothing need be deleted to learn that its row is locked. Waits for it as delete_items does.
+-- its own: nothing need be deleted to learn that its row is locked. It waits `lock_wait` seconds at most.
 SELECT deleted_below, total
 FROM callboard.jobs, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
 WHERE id = %(job)s AND deleted_at IS NOT NULL FOR NO KEY UPDATE OF jobs
@@ -135,13 +135,12 @@ DELETE FROM callboard.deleted_jobs WHERE deleted_at < now() - make_interval(secs
 -- A stretch of a deleted job's items goes. An outcome that is being recorded is waited for: what it adds to
 -- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
 -- Caller: retention.delete_rows. Rows: one, (how many are gone, how many were there): a trigger of the user's may keep some.
--- Lock order: items by key. Each statement of the transaction waits for a lock for `lock_wait` seconds at most: rows of the
--- user's may refer to an item, and their transactions may be long.
+-- Lock order: items by key. The transaction waits for a lock for a moment only: rows of the user's may refer to an item, and
+-- their transactions may be long.
 WITH held AS (
-    SELECT job_id, item
-    FROM callboard.items, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
+    SELECT job_id, item FROM callboard.items
     WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
-    ORDER BY item FOR UPDATE OF items
+    ORDER BY item FOR UPDATE
 ), gone AS (
     DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = h.job_id AND i.item = h.item RETURNING i.item
 )
@@ -171,9 +170,7 @@ UPDATE callboard.jobs SET deleted_below = greatest(deleted_below, %(high)s) WHER
 -- A deleted job, before its last rows go. Caller: retention.delete_rows.
 -- Rows: (whether all of its items are gone); none: it is gone itself. An outcome that adds children adds to the total
 -- under this lock, and none can come once the items are gone. Waits for locks as delete_items does.
-SELECT deleted_below >= total
-FROM callboard.jobs, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
-WHERE id = %(job)s AND deleted_at IS NOT NULL FOR UPDATE OF jobs
+SELECT deleted_below >= total FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL FOR UPDATE
 
 -- name: delete_job_rows
 -- The last rows of a deleted job go, its own with them. Every table whose rows have a job_id and no item of

@@ -164,13 +164,11 @@ SELECT array_agg(id), min(first_item) FROM ended, (SELECT set_config('enable_seq
 -- to be published by anybody: their process could not, or vanished. They count as published no more.
 -- `tried`: they may have been published, so they are suspect. `pause`: the seconds after which they are due.
 -- Guard: the item waits for its first attempt, and has no row in the outbox.
--- Caller: the publisher; the sweep. Lock order: items by key, their outbox rows, then jobs by id. Waits for a lock for `wait`
--- seconds at most.
+-- Caller: the publisher; the sweep. Lock order: items by key, their outbox rows, then jobs by id. The transaction waits for
+-- a lock for a moment only.
 WITH held AS (
-    SELECT i.* FROM (
-        SELECT s.* FROM unnest(%(job)s::bigint[], %(low)s::bigint[], %(high)s::bigint[]) AS s (job_id, low, high),
-            (SELECT set_config('lock_timeout', concat(%(wait)s::float8 * 1000, 'ms'), true)) AS lock_wait OFFSET 0
-    ) AS s CROSS JOIN LATERAL (
+    SELECT i.* FROM unnest(%(job)s::bigint[], %(low)s::bigint[], %(high)s::bigint[]) AS s (job_id, low, high)
+    CROSS JOIN LATERAL (
         SELECT i.job_id, i.item, i.attempt, i.queue FROM callboard.items AS i
         WHERE i.job_id = s.job_id AND i.item >= s.low AND i.item < s.high AND i.lease = ANY (%(leases)s::int[])
           AND i.state = 'waiting' AND i.attempt = 1

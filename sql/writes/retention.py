@@ -84,8 +84,8 @@ def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterato
                     count = _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total), lock_wait)
                 else:
                     count = _rest(conn, job, lock_wait)
-            except psycopg.Error as error:
-                if not _is_of_users(error):
+            except psycopg.Error as error:  # of a row that refers to it, a trigger of the user's, or a lock
+                if not isinstance(error, (LockNotAvailable, *DATA_ERRORS)):
                     raise
                 _set_aside(conn, job, error, lock_wait)
                 return
@@ -110,9 +110,8 @@ def delete_old_rows(conn: Conn, keep: float | None) -> None:
 
 
 def _chunk(conn: Conn, job: int, low: int, high: int, lock_wait: float) -> int:
-    with transaction(conn):
-        found = execute(conn, "delete_items", job=job, low=low, high=high, lock_wait=lock_wait)
-        ((count, there),) = found.fetchall()
+    with transaction(conn, lock_wait):
+        ((count, there),) = execute(conn, "delete_items", job=job, low=low, high=high).fetchall()
         if count < there:
             raise _kept("items")
         execute(conn, "delete_item_rows", job=job, low=low, high=high)
@@ -122,8 +121,8 @@ def _chunk(conn: Conn, job: int, low: int, high: int, lock_wait: float) -> int:
 
 def _rest(conn: Conn, job: int, lock_wait: float) -> int:
     """Delete the job's own rows, unless it got children meanwhile."""
-    with transaction(conn):
-        cleared = fetch_value(conn, "lock_deleted_job", job=job, lock_wait=lock_wait)
+    with transaction(conn, lock_wait):
+        cleared = fetch_value(conn, "lock_deleted_job", job=job)
         if cleared and not execute(conn, "delete_job_rows", job=job).rowcount:
             raise _kept("jobs")
     return 0
@@ -132,11 +131,6 @@ def _rest(conn: Conn, job: int, lock_wait: float) -> int:
 def _kept(table: str) -> UserFunctionFailed:
     """The error of a deletion that leaves rows which are there: PostgreSQL reports none."""
     return UserFunctionFailed(f"a trigger keeps rows of callboard.{table}, as one that returns NULL or NEW does")
-
-
-def _is_of_users(error: psycopg.Error) -> bool:
-    """Whether a row that refers to a job, a trigger of the user's on our tables, or a lock is to blame."""
-    return isinstance(error, (LockNotAvailable, *DATA_ERRORS))
 
 
 def _set_aside(conn: Conn, job: int, error: psycopg.Error, lock_wait: float) -> None:

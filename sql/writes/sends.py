@@ -82,7 +82,8 @@ def queue_sends(conn: Conn, sent: Collection[Outgoing], *, pause: float = 0.0, t
     """
     stretches = sorted((out.job, out.item, out.item + 1) for out in sent)
     leases = list({out.lease for out in sent})
-    _queue(conn, stretches, leases, pause=pause, tried=tried, wait=timings.LOCK_WAIT_SECONDS)
+    with transaction(conn, timings.LOCK_WAIT_SECONDS):
+        _queue(conn, stretches, leases, pause=pause, tried=tried)
 
 
 def lapsed_send_leases(conn: Conn) -> list[tuple[int, list[int]]]:
@@ -94,18 +95,17 @@ def queue_lapsed_sends(conn: Conn, job: int, leases: Sequence[int]) -> bool:
     """End lapsed leases of a job, and put what their processes may not have published into the outbox; return False if
     another transaction has locked some of it.
     """
-    with suppress(LockNotAvailable), transaction(conn):
+    with suppress(LockNotAvailable), transaction(conn, LAPSED_WAIT_SECONDS):
         ended, first = execute(conn, "end_lapsed_send_leases", leases=list(leases)).fetchone() or (None, 0)
         if ended:
-            _queue(conn, [(job, first, timings.MAX_ITEM + 1)], ended, pause=0.0, tried=True, wait=LAPSED_WAIT_SECONDS)
+            _queue(conn, [(job, first, timings.MAX_ITEM + 1)], ended, pause=0.0, tried=True)
         return True
     return False
 
 
 def _queue(
-    conn: Conn, stretches: Sequence[tuple[int, int, int]], leases: Sequence[int | None], *, pause: float, tried: bool,
-    wait: float,
-) -> None:  # fmt: skip
+    conn: Conn, stretches: Sequence[tuple[int, int, int]], leases: Sequence[int | None], *, pause: float, tried: bool
+) -> None:
     """Put what was stored under these leases into the outbox, in stretches of items: (job, first, after the last)."""
-    given = {"leases": list(leases), "pause": pause, "tried": tried, "wait": wait}
-    execute(conn, "queue_sends", **lists("job low high", stretches), **given)
+    given = lists("job low high", stretches)
+    execute(conn, "queue_sends", **given, leases=list(leases), pause=pause, tried=tried)
