@@ -19,6 +19,7 @@ from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Journal
+from callboard.middleware.journal.rescue import rescue_of_host
 from callboard.middleware.message.attempt import current_attempt
 from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.process.fatal_exit import check_settings, exit_process, is_dramatiq_command, stop_process
@@ -200,6 +201,7 @@ class Runtime:
         with closing(self.make_transport()) as transport:
             register = partial(self._heartbeat.register, actors, signatures)
             self._at_boot(partial(register, _name(transport), partial(_is_same, transport)))
+        self._at_boot(partial(self.process.write, partial(rescue_of_host, runs=self.process.runs)))
         self.maintain()
         self.journal.watch()
 

@@ -17,6 +17,7 @@ from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
 from callboard.middleware.attempts.parking import LOCKED_PAUSE_SECONDS, Parking, retry_moved_back
 from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.journal.rescue import rescue_of_host
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.delivery import Acks, Delivery, release
@@ -216,6 +217,7 @@ class InFlight:
                     attempt.started = time.monotonic()
                     attempt.running = attempt.reported = suspect  # a claim is a row in `running`
                     self._attempts[attempt.key] = attempt
+                    attempt.place = self._process.runs.begin(*attempt.key, attempt.number)
                     begun = True
                 elif suspect:
                     self._release_claim(attempt)
@@ -263,7 +265,12 @@ class InFlight:
         return claimed is not None
 
     def _claim(self, attempt: Attempt, *, alone: bool = False) -> Claim | None:
-        return self._process.retry_write(lambda conn: claim(conn, attempt, self._process.worker, alone=alone))
+        def write(conn: Conn) -> Claim | None:
+            if attempt.deliveries[0].redelivered:  # by a process that died, perhaps
+                rescue_of_host(conn, self._process.runs)
+            return claim(conn, attempt, self._process.worker, alone=alone)
+
+        return self._process.retry_write(write)
 
     def _release_claim(self, attempt: Attempt) -> None:
         """Give up a claim. One that another transaction has locked is left to `sweep.drop_unheld_running`."""
@@ -300,6 +307,7 @@ class InFlight:
     def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Give an attempt that ended to the journal; return whether its message is to be dead-lettered."""
         attempt.end()
+        self._process.runs.end(attempt.place)
         ended = time.monotonic()
         children = attempt.hooked
         if outcome.state in ("succeeded", "skipped"):

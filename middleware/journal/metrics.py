@@ -6,8 +6,6 @@ Prometheus middleware. If the app has that middleware, its folder and its server
 
 import logging
 import os
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.process.own_folder import own_folder
 from callboard.sql import settings
 from callboard.sql.rows import Event
 
@@ -165,20 +164,12 @@ def _is_alive(pid: int) -> bool:
 
 
 def _set_folder(shared: str | None, port: int) -> None:
-    """Say to Prometheus' client which folder it has: that of the environment, `shared`, or one of our own; make it."""
-    if FOLDER not in os.environ:
-        os.environ[FOLDER] = shared or _own_folder(port)
-    Path(os.environ[FOLDER]).mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _own_folder(port: int) -> str:
-    """A folder of this user among the temporary files, which it makes. Anybody may have made one of this name before,
-    with links in it to files that would be written to. Raises NotConfigured.
+    """Say to Prometheus' client which folder it has: that of the environment, `shared`, or one of our own; make it.
+    Raises NotConfigured.
     """
-    folder = Path(tempfile.gettempdir()) / f"callboard-metrics-{os.getuid()}-{port}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise settings.NotConfigured(f"{folder} is not a folder of this user: name another one by {FOLDER}")
-    return str(folder)
+    if FOLDER not in os.environ:
+        try:
+            os.environ[FOLDER] = shared or str(own_folder(f"metrics-{port}"))
+        except PermissionError as error:
+            raise settings.NotConfigured(f"{error}: name another one by {FOLDER}") from error
+    Path(os.environ[FOLDER]).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from psycopg.errors import LockNotAvailable
 
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.message.failure import describe
+from callboard.middleware.process.run_file import RunFile
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS, is_counter_drift
 from callboard.sql.pool import Conn, transaction
@@ -34,6 +35,22 @@ def rescue(conn: Conn, worker: int) -> int:
             return _rescue_apart(conn, worker)
     repair_counters(conn, [held.job for held in workers.running_rows(conn, worker)])
     return _rescue(conn, worker)
+
+
+def rescue_of_host(conn: Conn, runs: RunFile) -> None:
+    """Requeue at once what the processes were running that died on this host: their files tell it, also of attempts
+    that had just begun. What can't be requeued now is left to the sweep, and the file to the next call.
+
+    Raises psycopg.Error but for DATA_ERRORS and LockNotAvailable.
+    """
+    for dead in runs.dead():
+        try:
+            if workers.note_death(conn, dead.worker, dead.pid, dead.running):
+                rescue(conn, dead.worker)
+        except (*DATA_ERRORS, LockNotAvailable) as error:
+            log.warning("the items of worker %d, which is dead, can't be requeued yet: %s", dead.worker, error)
+        else:
+            dead.path.unlink(missing_ok=True)
 
 
 def _rescue(conn: Conn, worker: int) -> int:

@@ -41,6 +41,7 @@ class Attempt:
     read_facts: Callable[[int], JobFacts] = _unknown  # of a job; may read the database
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
+    place: int | None = None  # in the file of what the process runs
     sampled: float = 0.0  # when that stack was last read
     moved: float = 0.0  # when a new step or progress of it was last written
     running: bool = False  # it has, or is about to have, a row in `running`

@@ -104,6 +104,7 @@ class Heartbeat:
                     "declare exchanges need a common name: rabbitmqctl set_cluster_name"
                 )
             self._read_controls(conn)  # before a message of a stopped job can arrive
+            self.process.runs.open(workers.schema_id(conn), self.process.worker)
         self._beaten = time.monotonic()
 
     def add_actor(self, name: str, queue: str, signature: Signature | None) -> None:

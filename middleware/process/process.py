@@ -10,6 +10,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.run_file import RunFile
 from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.pool import Conn, Pool, make_pool
 
@@ -37,6 +38,7 @@ class Process:
     `worker` is the process's id in `workers` and `threads` the number of its worker threads; both are 0 in a process
     that is no worker. `remote`: other processes consume the broker too. `connections`: that it opens at most.
     `idle`: there was nothing to do for some seconds, and the heartbeat tells when there is; see `Heartbeat`.
+    `runs`: what it runs, for those who find it dead.
     """
 
     def __init__(self, url: str, *, remote: bool = True, connections: int = CONNECTIONS) -> None:
@@ -50,6 +52,7 @@ class Process:
         self.threads = 0
         self.stopping = False
         self.idle = False
+        self.runs = RunFile()
 
     @property
     def pool(self) -> Pool:
@@ -102,6 +105,7 @@ class Process:
             return max(self._stop_by - time.monotonic(), 0.0)
 
     def close(self) -> None:
-        """Close the connections, waiting at most five seconds for those in use."""
+        """Close the connections, waiting at most five seconds for those in use, and the file of what it runs."""
+        self.runs.close()
         if self._pool is not None:
             self._pool.close(min(self.time_left() + 1.0, 5.0))

@@ -4,7 +4,7 @@
 -- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is; a stack goes
 -- into a row that is there: without one, the worker was taken for dead, and the item runs elsewhere. An item that another
 -- transaction has locked is passed by: that may hold it for long, and the journal must not wait meanwhile.
--- Caller: the journal. Rows: (job, item) of those that were not passed by.
+-- Caller: the journal; note_death. Rows: (job, item) of those that were not passed by.
 -- Lock order: items by key without waiting for any, then their rows in `running`.
 WITH held AS (
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open

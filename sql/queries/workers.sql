@@ -109,6 +109,19 @@ SELECT pg_try_advisory_lock(hashtextextended('callboard.testing', 0))
 UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}'
 FROM {lock_wait} WHERE id = %(worker)s
 
+-- name: schema_id
+-- What tells this schema from that of another database, be it of the same name, dropped, or made from the same template.
+-- Caller: the heartbeat, when it registers. Rows: one, (digits).
+SELECT concat(d.oid, (extract(epoch FROM m.applied_at) * 1000000)::bigint)
+FROM callboard.migrations AS m, pg_catalog.pg_database AS d
+WHERE m.number = 1 AND d.datname = current_database()
+
+-- name: note_death
+-- The process of a worker is known to be dead. Guard: it did not stop in order, and that process is it: a copy of the database
+-- has the same numbers. Caller: the rescue. Rows: (id). Waits for a lock for LOCK_WAIT_SECONDS at most.
+UPDATE callboard.workers SET died_at = coalesce(died_at, now())
+FROM {lock_wait} WHERE id = %(worker)s AND pid = %(pid)s AND stopped_at IS NULL RETURNING id
+
 -- name: dead_workers
 -- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.
 -- Caller: the sweep. Rows: (id).

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
+from callboard.sql.arrays import parameters
 from callboard.sql.migrate import newest_migration
-from callboard.sql.pool import Conn
-from callboard.sql.rows import DueWork, Held, JobControl, WorkerInfo
+from callboard.sql.pool import Conn, transaction
+from callboard.sql.rows import DueWork, Held, JobControl, Running, WorkerInfo
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row, lists, required
 
@@ -70,6 +71,23 @@ def exclude_tests(conn: Conn) -> bool:
 def stop_worker(conn: Conn, worker: int) -> None:
     """Record that a worker stops."""
     execute(conn, "stop_worker", worker=worker)
+
+
+def schema_id(conn: Conn) -> str:
+    """Return what tells this database's schema from that of another database: digits."""
+    found: str = fetch_value(conn, "schema_id")
+    return found
+
+
+def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) -> bool:
+    """Record that a worker's process is known to be dead, and what it was running; return False if there is no such
+    worker, or it had stopped. Raises LockNotAvailable.
+    """
+    with transaction(conn):
+        found = gives_row(conn, "note_death", worker=worker, pid=pid)
+        if found and running:
+            execute(conn, "report_running", worker=worker, **parameters(Running, running))
+        return found
 
 
 def dead_workers(conn: Conn) -> list[int]:

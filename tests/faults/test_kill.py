@@ -4,14 +4,15 @@ import os
 import random
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import callboard
-from tests.faults.rig.scenario import TIMEOUT, Scenario, fate, gated, mixed
+from tests.faults.rig.scenario import ACTORS, BLAMELESS, TIMEOUT, Scenario, fate, gated, mixed
 from tests.faults.test_actions import runs_begun
-from tests.support.workers import Worker
+from tests.support.workers import Worker, wait_until
 
 #: All of it with CALLBOARD_TEST_LONG.
 KILLS, ITEMS = (50, 12_000) if os.environ.get("CALLBOARD_TEST_LONG") else (8, 250)
@@ -32,6 +33,12 @@ def run_when_over(scenario: Scenario, job: callboard.Job) -> list[int]:
     return [item for item, last in begun if last > over[item]]
 
 
+def stands(pid: int) -> bool:
+    """Whether a process stands still (Linux): a thread that is in a system call first ends that."""
+    states = (path.read_text("ascii", "replace") for path in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
+
+
 def kill_at_work(scenario: Scenario, job: callboard.Job, victim: Worker) -> bool:
     """Kill a worker if an item of the job is in flight in it: it stands still while that is looked up."""
     if not victim.process.running():
@@ -39,6 +46,7 @@ def kill_at_work(scenario: Scenario, job: callboard.Job, victim: Worker) -> bool
     pids = victim.children()
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
+    assert wait_until(lambda: all(map(stands, pids)), TIMEOUT)
     if interrupted(scenario, job).isdisjoint(pids):
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -53,7 +61,7 @@ def test_killed_many_times_in_the_middle_of_jobs(scenario: Scenario) -> None:
     """
     chance = random.Random(20261124)
     for _ in range(2):
-        scenario.start_worker()
+        scenario.start_worker(modules=(ACTORS, BLAMELESS))
     watched: list[tuple[callboard.Job, Any]] = []
     with ExitStack() as stack:
 

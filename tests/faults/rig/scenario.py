@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +24,12 @@ from tests.faults.rig.run_log import RunLog
 from tests.support.clients import client
 from tests.support.workers import Worker, wait_until
 
-ACTORS = "tests.faults.rig.actors"
+ACTORS, BLAMELESS = "tests.faults.rig.actors", "tests.faults.rig.blameless"
 NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told", "summed", "saves")
 #: Seconds within which everything happens that a test waits for.
 TIMEOUT = 300.0
 #: Seconds between two looks at what a test waits for.
 POLL = 0.2
-#: Seconds after a worker's end in which its processes are gone.
-BURY_SECONDS = 3.0
 Result = TypeVar("Result")
 
 
@@ -64,7 +62,6 @@ class Scenario:
     folder: Path
     workers: list[Worker] = field(default_factory=list)
     starts: int = 0
-    _burying_until: float = 0.0
     _conn: Conn | None = None
 
     # Workers ---------------------------------------------------------------------------------------------------------
@@ -85,7 +82,7 @@ class Scenario:
         if kill_points:
             self._deaths.mkdir(exist_ok=True)
             environment |= {KILL_POINTS: ",".join(kill_points), DEATHS: str(self._deaths)}
-            modules = (*modules, MODULE)
+            modules = (*modules, MODULE, BLAMELESS)
         sizes = {"threads": threads, "processes": processes}
         made = Worker(modules, log, env=environment, arguments=arguments, **sizes)
         self.workers.append(made)
@@ -99,21 +96,11 @@ class Scenario:
             worker.process.kill()  # the rest of its process group
             worker.begin()
         self.starts += len(ended)
-        if ended:
-            self._burying_until = time.monotonic() + BURY_SECONDS
-        if time.monotonic() < self._burying_until:
-            with suppress(psycopg.OperationalError):
-                self.call_dead(*self._gone())
         return len(ended)
 
-    def _gone(self) -> list[int]:
-        """The pids of the workers on record whose processes are gone."""
-        on_record = self.sql("SELECT pid FROM callboard.workers WHERE died_at IS NULL AND stopped_at IS NULL")
-        return [pid for (pid,) in on_record if is_gone(pid)]
-
-    def call_dead(self, *pids: int) -> None:
-        """Have the next sweep take these workers for dead, as it does when they have been silent for long."""
-        self.sql("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE pid = ANY(%s)", list(pids))
+    def call_dead(self, pid: int) -> None:
+        """Have the next sweep take a worker for dead, as it does when that has been silent for long."""
+        self.sql("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE pid = %s", pid)
 
     def all_heard(self, job: callboard.Job) -> None:
         """Wait until every living worker has applied the latest action on a job: until each has beaten after it, so has
@@ -336,14 +323,6 @@ def make_scenario(run_log: RunLog, environment: dict[str, str], database_url: st
             for worker in made.workers:
                 worker.kill()
             made.close()
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended (Linux)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def seconds_since(moment: float) -> float:

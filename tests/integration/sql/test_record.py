@@ -6,9 +6,10 @@ deaths and takeovers; after every step a recount finds no drift.
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import psycopg
@@ -27,7 +28,8 @@ from hypothesis.stateful import (
 from callboard.middleware.attempts.claim import claim
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
-from callboard.middleware.journal.rescue import rescue
+from callboard.middleware.journal.rescue import rescue, rescue_of_host
+from callboard.middleware.process.run_file import DeadProcess, RunFile
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
@@ -45,6 +47,8 @@ from tests.support.workers import wait_until
 
 FAILURES: dict[str, Failure] = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
 ENDS: Any = st.sampled_from(["succeeded", "succeeded", "failed", "skipped", "retrying"])
+#: The process of `make_worker`.
+PID = 4711
 CHILD = NewItem(0, "child", "default", "child-1", b'{"args":[],"kwargs":{}}', None, 5)
 
 
@@ -648,6 +652,60 @@ def die(conn: Conn, job: int, ran: dict[int, float]) -> dict[int, tuple[str, int
     rows = conn.execute("SELECT item, state::text, crashes FROM callboard.items WHERE job_id = %s", (job,)).fetchall()
     assert drift(conn) == []
     return {item: (state, crashes) for item, state, crashes in rows}
+
+
+class DeadHere(RunFile):
+    """The files of a host on which one process died, when it had begun item 0 of a job."""
+
+    def __init__(self, path: Path, worker: int, job: int, *, pid: int = PID) -> None:
+        super().__init__()
+        self.process = DeadProcess(path, worker, pid, [Running(job, 0, 1, 0.1, None)])
+        path.touch()
+
+    def dead(self) -> Iterator[DeadProcess]:
+        """See RunFile."""
+        if self.process.path.exists():
+            yield self.process
+
+
+def test_an_item_that_had_just_begun_when_its_process_died_is_requeued_at_once(conn: Conn, tmp_path: Path) -> None:
+    job, worker = make_job(conn, 2), make_worker(conn)
+    here = DeadHere(tmp_path / "file", worker, job)
+    for _ in range(2):
+        rescue_of_host(conn, here)
+        assert list(here.dead()) == []
+    rows = conn.execute("SELECT item, state::text, attempt, crashes FROM callboard.items ORDER BY 1").fetchall()
+    assert rows == [(0, "retrying", 2, 1), (1, "waiting", 1, 0)]
+    assert [a["kind"] for a in queries.run(conn, queries.attempts(job, 0))] == ["crashed"]
+    assert conn.execute("SELECT id FROM callboard.workers WHERE died_at IS NOT NULL").fetchall() == [(worker,)]
+    assert drift(conn) == []
+
+
+@pytest.mark.parametrize("how", ["stopped", "of a copy of the database"])
+def test_a_worker_that_did_not_die_is_passed_by(how: str, conn: Conn, tmp_path: Path) -> None:
+    job, worker = make_job(conn, 1), make_worker(conn)
+    here = DeadHere(tmp_path / "file", worker, job, pid=PID if how == "stopped" else PID + 1)
+    if how == "stopped":
+        conn.execute("UPDATE callboard.workers SET stopped_at = now()")
+    rescue_of_host(conn, here)
+    assert conn.execute("SELECT state::text, attempt FROM callboard.items").fetchall() == [("waiting", 1)]
+    if how == "stopped":
+        assert conn.execute("SELECT FROM callboard.workers WHERE died_at IS NULL").rowcount == 1
+    else:
+        assert dead_workers(conn) == []
+
+
+def test_what_a_dead_process_ran_is_requeued_later_when_it_is_locked(
+    conn: Conn, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, worker = make_job(conn, 1), make_worker(conn)
+    here = DeadHere(tmp_path / "file", worker, job)
+    with connect(database_url) as other, other.transaction():
+        other.execute("SELECT FROM callboard.workers FOR UPDATE")
+        rescue_of_host(conn, here)
+    assert f"the items of worker {worker}, which is dead, can't be requeued yet" in caplog.text
+    rescue_of_host(conn, here)
+    assert conn.execute("SELECT state::text, crashes FROM callboard.items").fetchall() == [("retrying", 1)]
 
 
 def test_a_long_item_does_not_fail_for_the_death_of_one_that_ran_alone_beside_it(conn: Conn) -> None:

@@ -29,11 +29,11 @@ def test_processes_share_a_folder_that_only_their_user_reads(monkeypatch: pytest
 def test_a_folder_that_somebody_else_made_or_a_link_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = f"callboard-metrics-{os.getuid()}-9000"
+    name = f"callboard-metrics-9000-{os.getuid()}"
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotConfigured, match=f"{name} is not a folder of this user"):
         metrics._set_folder(None, 9000)
     monkeypatch.setattr(os, "getuid", lambda: 12_345)  # the folder that is made here is of another user than this one
-    with pytest.raises(NotConfigured, match="12345-9000 is not a folder of this user"):
+    with pytest.raises(NotConfigured, match="9000-12345 is not a folder of this user"):
         metrics._set_folder(None, 9000)

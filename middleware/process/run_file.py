@@ -1,0 +1,161 @@
+"""What a worker process runs, in a file of its host, which outlives the process: most attempts end before they have a
+row in `running`, so the database does not know in which of them a process was killed.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from struct import Struct
+from typing import BinaryIO
+
+from callboard.middleware.process.own_folder import own_folder
+from callboard.sql.rows import Running
+
+log = logging.getLogger("callboard.worker")
+
+#: One attempt: its item, its number, when it began (monotonic, which all processes of a host share), its job. The job
+#: comes last, since it tells that the rest is written; 0: there is none.
+RUN = Struct("<iidq")
+JOB = Struct("<q")
+#: The most attempts that a file holds: a batch may have a thousand in each thread. Unused room takes no space.
+RUNS = 20_000
+#: Days after which the file of a dead process is deleted, if no worker of its database has come to this host since.
+KEPT_DAYS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class DeadProcess:
+    """A worker process of this host that ended without a word, and what it was running."""
+
+    path: Path
+    worker: int
+    pid: int
+    running: list[Running]
+
+
+class RunFile:
+    """The file of this process. Until `open`, and after `close`, it keeps nothing. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._file: BinaryIO | None = None  # open, or the lock would end
+        self._map: mmap | None = None
+        self._free: list[int] = []
+        self._fresh = iter(range(RUNS))
+
+    def open(self, schema: str, worker: int) -> None:
+        """Keep from now on what this process runs, as a worker on the database whose schema has that id.
+
+        Without a place for the file this logs why, and keeps nothing.
+        """
+        try:
+            folder = own_folder("runs")
+            _delete_old(folder)
+            pid = os.getpid()
+            path = folder / f"{schema}.{worker}.{pid}.{_started(pid)}"
+            new = folder / f"new.{path.name}"
+            self._file = new.open("w+b")
+            # Not `flock`, which a child process would hold on to, and which ends after the connections have ended:
+            # RabbitMQ must not deliver a message again while its process seems to live.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.truncate(RUNS * RUN.size)
+            self._map = mmap(self._file.fileno(), 0)
+            _own.add(path.name)
+            self._path = new.rename(path)
+        except OSError as error:
+            log.warning("if this worker is killed, attempts that have just begun leave no trace: %s", error)
+
+    def begin(self, job: int, item: int, attempt: int) -> int | None:
+        """Note that an attempt begins; return the place for `end`, None if it is not kept."""
+        if (kept := self._map) is None:
+            return None
+        try:
+            place: int | None = self._free.pop()
+        except IndexError:
+            place = next(self._fresh, None)
+        if place is not None:
+            RUN.pack_into(kept, place * RUN.size, item, attempt, time.monotonic(), job)
+        return place
+
+    def end(self, place: int | None) -> None:
+        """Note that an attempt ended."""
+        if place is not None and (kept := self._map) is not None:
+            JOB.pack_into(kept, (place + 1) * RUN.size - JOB.size, 0)
+            self._free.append(place)
+
+    def dead(self) -> Iterator[DeadProcess]:
+        """Yield the processes of this host that were workers on the same database, and ended without a word. Each comes
+        again until its file is deleted.
+        """
+        if self._path is None:
+            return
+        folder, schema = self._path.parent, self._path.name.partition(".")[0]
+        with os.scandir(folder) as entries:
+            others = [entry.name for entry in entries if entry.name.startswith(f"{schema}.") and entry.name not in _own]
+        for name in others:
+            worker, pid, started = map(int, name.split(".")[1:])
+            if (content := _content(folder / name, pid, started)) is not None:
+                yield DeadProcess(folder / name, worker, pid, _running(content))
+
+    def close(self) -> None:
+        """Delete the file: the process ends in order."""
+        self._map = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+#: The names of the files of this process. To open and close one of them would end its lock.
+_own: set[str] = set()
+os.register_at_fork(after_in_child=_own.clear)
+
+
+def _content(path: Path, pid: int, started: int) -> bytes | None:
+    """Return what the file of a process holds, None if that lives, or if its file was deleted."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return None
+        # Code in that process which reads all temporary files has ended its lock, too.
+        if not started or _started(pid) != started:  # 0: a system without /proc
+            return file.read()
+    return None
+
+
+def _started(pid: int) -> int:
+    """Return when a process started, in ticks since the host did; 0 if it has ended, or is ending. Source: proc(5)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    state, flags, started = fields[0], int(fields[6]), int(fields[19])
+    return 0 if state in "ZX" or flags & PF_EXITING else started
+
+
+#: The flag of a process that is ending, which closes its files before it is gone.
+PF_EXITING = 4
+
+
+def _running(content: bytes) -> list[Running]:
+    now = time.monotonic()
+    runs = RUN.iter_unpack(content[: len(content) // RUN.size * RUN.size])
+    return [Running(job, item, attempt, max(now - began, 0.0), None) for item, attempt, began, job in runs if job]
+
+
+def _delete_old(folder: Path) -> None:
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError, ValueError):
+            pid, started = map(int, path.name.split(".")[-2:])
+            old = path.name not in _own and time.time() - path.stat().st_mtime > KEPT_DAYS * 86_400
+            if old and _content(path, pid, started) is not None:
+                path.unlink()
