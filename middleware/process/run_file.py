@@ -23,8 +23,8 @@ log = logging.getLogger("callboard.worker")
 #: comes last, since it tells that the rest is written; 0: there is none.
 RUN = Struct("<iidq")
 JOB = Struct("<q")
-#: The most attempts that a file holds: a batch may have a thousand in each thread. Unused room takes no space.
-RUNS = 20_000
+#: The most attempts that a file holds; a batch may have a thousand in a thread.
+RUNS = 5_000
 #: Days after which the file of a dead process is deleted, if no worker of its database has come to this host since.
 KEPT_DAYS = 7
 
@@ -54,22 +54,29 @@ class RunFile:
 
         Without a place for the file this logs why, and keeps nothing.
         """
+        pid = os.getpid()
         try:
             folder = own_folder("runs")
             _delete_old(folder)
-            pid = os.getpid()
-            path = folder / f"{schema}.{worker}.{pid}.{_started(pid)}"
-            new = folder / f"new.{path.name}"
-            self._file = new.open("w+b")
-            # Not `flock`, which a child process would hold on to, and which ends after the connections have ended:
-            # RabbitMQ must not deliver a message again while its process seems to live.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.truncate(RUNS * RUN.size)
-            self._map = mmap(self._file.fileno(), 0)
-            _own.add(path.name)
-            self._path = new.rename(path)
+            self._create(folder, f"{schema}.{worker}.{pid}.{_started(pid)}")
         except OSError as error:
             log.warning("if this worker is killed, attempts that have just begun leave no trace: %s", error)
+
+    def _create(self, folder: Path, name: str) -> None:
+        new = folder / f"new.{name}"
+        try:
+            new.write_bytes(bytes(RUNS * RUN.size))  # a hole in it would kill the process when the disk is full
+            file = new.open("r+b", buffering=0)
+            # Not `flock`, which a child process would hold on to, and which ends after the connections have ended:
+            # RabbitMQ must not deliver a message again while its process seems to live.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._map = mmap(file.fileno(), 0)
+            self._file = file
+            _own.add(name)
+            self._path = new.rename(folder / name)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
 
     def begin(self, job: int, item: int, attempt: int) -> int | None:
         """Note that an attempt begins; return the place for `end`, None if it is not kept."""

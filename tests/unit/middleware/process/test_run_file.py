@@ -1,5 +1,6 @@
 """What a process was running when it was killed is read by another process of its host."""
 
+import errno
 import logging
 import os
 import signal
@@ -130,6 +131,21 @@ def test_places_are_used_again_and_those_beyond_are_not_kept(ours: RunFile, monk
 def test_the_files_of_other_databases_are_left_alone(ours: RunFile, fork: Fork) -> None:
     kill(fork(worker((7, 0, 1), schema="1764500000000001")))
     assert list(ours.dead()) == []
+
+
+def test_on_a_full_disk_nothing_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write_some(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_some)
+    runs = RunFile()
+    runs.open(SCHEMA, 1)
+    assert "leave no trace: [Errno 28] No space left on device" in caplog.text
+    assert runs.begin(1, 1, 1) is None
+    assert list(folder.iterdir()) == []
 
 
 def test_a_process_that_ends_in_order_leaves_nothing(folder: Path) -> None:
