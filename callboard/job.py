@@ -264,8 +264,7 @@ def would_cancel(conn: Conn, job: int, by: Requester) -> int:
 def would_retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
     """Return how many items a retry would give another attempt. Raises as it would."""
     refusals.check(conn, job, by, "retry", some_items=selection.items is not None)
-    items = None if selection.items is None else list(selection.items)
-    return queries.run(conn, queries.retried_items(job, selection.wanted, items, selection.error))
+    return queries.run(conn, queries.retried_items(job, selection.wanted, selection.items, selection.error))
 
 
 def acting(via: str) -> Requester:

@@ -153,11 +153,11 @@ class Sweep:
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
             yield from (_rescue_dead, sweep.drop_unheld_running, _stop_abandoned)
         yield from (_queue_lapsed_sends, sweep.analyze_grown_tables)
-        yield from (_seal_standing, _stop_late, _close_stopped, _update_parents)
+        yield from (_seal_standing, _stop_late, partial(_write_all, statement=jobs.close_stopped), _update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
-            yield from (self._look_at_jobs, _drop_messages, claims.make_postponed_due)
-            yield _end_frozen_copies
+            yield from (self._look_at_jobs, partial(_write_all, statement=sweep.drop_messages_of_ended_jobs))
+            yield from (claims.make_postponed_due, _end_frozen_copies)
         elif self._page_end:
             yield self._look_at_jobs
         if self._search.more or now - self._searched >= SEARCH_SECONDS:
@@ -223,10 +223,6 @@ def _queue_lapsed_sends(conn: Conn) -> None:
     _run(conn, [partial(sends.queue_lapsed_sends, job=job, leases=leases) for job, leases in lapsed])
 
 
-def _drop_messages(conn: Conn) -> None:
-    _write_all(conn, sweep.drop_messages_of_ended_jobs)
-
-
 def _stop_abandoned(conn: Conn) -> None:
     for job in _write_all(conn, submission.fail_abandoned_submissions):
         log.warning("job %d is stopped: its submission broke off", job)
@@ -249,10 +245,6 @@ def _seal_standing(conn: Conn) -> None:
 def _stop_late(conn: Conn) -> None:
     for job in _write_all(conn, jobs.stop_overdue_jobs):
         log.warning("job %d is stopped: its deadline passed", job)
-
-
-def _close_stopped(conn: Conn) -> None:
-    _write_all(conn, jobs.close_stopped)
 
 
 def _update_parents(conn: Conn) -> None:

@@ -1,6 +1,6 @@
 """Reads: each function describes one query; `run` and `arun` execute it on a sync or an async connection."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
@@ -190,7 +190,7 @@ def errors(number: int) -> Query[list[dict[str, Any]]]:
 
 
 def retried_items(
-    number: int, states: Sequence[str], items: Sequence[int] | None = None, error: str | None = None
+    number: int, states: Sequence[str], items: Iterable[int] | None = None, error: str | None = None
 ) -> Query[int]:
     """Count the items that a retry of these would give another attempt: see `RetrySelection`."""
     parameters = {
