@@ -297,18 +297,18 @@ SELECT goes_on FROM moved
 -- of many jobs the same number each. Tenants come in turn, and the jobs of a tenant.
 -- Guard: due, unclaimed or abandoned (then it may have been published: suspect), its job open, its time has come, and it
 -- is neither paused nor being stopped nor limited (see claim_in_turn); what is for the dead letters goes there whatever
--- became of the job. `queue`, `room`: NULL: any queue has room for `limit`. Of the jobs `passed` nothing but that.
+-- became of the job. Of a queue that is not given, and of the jobs `passed`, nothing but that.
 -- Caller: the publisher. Rows: Outgoing. Lock order: rows of the outbox, then turns, without waiting for any.
 WITH placed AS (
     SELECT t.*, max(t.served_at) OVER (PARTITION BY t.tenant) AS tenant_served_at,
            row_number() OVER (PARTITION BY t.tenant, t.target, t.priority ORDER BY t.served_at NULLS FIRST, t.job_id) AS place
     FROM callboard.turns AS t
     WHERE NOT t.held AND NOT t.over AND NOT t.limited AND t.due_at <= now() AND {its_time_is}
-      AND (%(queue)s::text[] IS NULL OR t.target = ANY (%(queue)s::text[])) AND t.job_id <> ALL (%(passed)s::bigint[])
+      AND t.target = ANY (%(queue)s::text[]) AND t.job_id <> ALL (%(passed)s::bigint[])
 ), picked AS MATERIALIZED (
     SELECT job_id, queue, seq,
-           ceil(coalesce((SELECT r.room FROM unnest(%(queue)s::text[], %(room)s::int[]) AS r (queue, room) WHERE r.queue = target),
-                         %(limit)s)::float8 / count(*) OVER (PARTITION BY target))::int AS share
+           ceil((SELECT r.room FROM unnest(%(queue)s::text[], %(room)s::int[]) AS r (queue, room) WHERE r.queue = target)::float8
+                / count(*) OVER (PARTITION BY target))::int AS share
     FROM (
         SELECT *, row_number() OVER (
             PARTITION BY target ORDER BY priority, place, tenant_served_at NULLS FIRST, served_at NULLS FIRST, job_id) AS nth

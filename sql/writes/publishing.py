@@ -71,13 +71,11 @@ def advance_watermark(
     return bool(goes_on)
 
 
-def claim_outbox(
-    conn: Conn, limit: int, rooms: Mapping[str, int] | None = None, passed: Sequence[int] = ()
-) -> list[Outgoing]:
-    """Claim outbox messages that are due, `limit` at most, and of a queue about as many as its room (None: any); of the
-    jobs in `passed` only dead letters.
+def claim_outbox(conn: Conn, limit: int, rooms: Mapping[str, int], passed: Sequence[int] = ()) -> list[Outgoing]:
+    """Claim outbox messages that are due, `limit` at most, and of a queue about as many as its room; of a queue without
+    any, and of the jobs in `passed`, only dead letters.
     """
-    queues = {"queue": None, "room": None} if rooms is None else lists("queue room", rooms.items())
+    queues = lists("queue room", rooms.items())
     return fetch(conn, Outgoing, "claim_outbox", limit=limit, bytes=BATCH_BYTES, passed=list(passed), **queues)
 
 

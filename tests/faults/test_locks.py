@@ -32,7 +32,7 @@ from callboard.sql.writes.lanes import ClaimTakenOver
 from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
-from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, targets, unheld
+from tests.support.jobs import BAD, NOT_NEEDED, claim_outbox, make_job, make_worker, targets, unheld
 from tests.support.workers import wait_until
 
 JOBS, ITEMS, ROUNDS = 8, 60, 150
@@ -99,7 +99,7 @@ class Writers(ConcurrentWriters):
             batch, _ = publishing.bulk_items(conn, claim, claim.watermark, until)
             self.sent += batch
             publishing.advance_watermark(conn, claim, watermark=until, published=len(batch), keep=False)
-        self._settle(conn, publishing.claim_outbox(conn, 20), chance)
+        self._settle(conn, claim_outbox(conn, 20), chance)
 
     def _by_lane(self, conn: Conn, claim: PublishClaim, chance: random.Random) -> None:
         with suppress(ClaimTakenOver):

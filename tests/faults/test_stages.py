@@ -20,7 +20,7 @@ from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
 from tests.faults.test_actions import runs_begun
-from tests.support.jobs import BAD, make_worker, unheld
+from tests.support.jobs import BAD, claim_outbox, make_worker, unheld
 from tests.support.workers import wait_until
 
 MAKERS = "tests.faults.rig.stage_makers"
@@ -245,7 +245,7 @@ class Writers(ConcurrentWriters):
             for stage in (one.id for job in self.jobs for one in stages.list_stages(conn, job)):
                 lost = unheld(conn, stage, 500)
                 sweep.republish(conn, stage, lost)
-            for out in publishing.claim_outbox(conn, 500):
+            for out in claim_outbox(conn, 500):
                 publishing.confirm_outbox(conn, [out])
                 now = time.monotonic()
                 event = Event(out.job, out.item, out.attempt, "succeeded", 0.01, now, self.worker, result="1")

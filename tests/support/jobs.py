@@ -14,7 +14,18 @@ from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, Failure, NewItem, OutcomeState, PlannedStage, Progress, Retry, Running, WorkerInfo
+from callboard.sql.rows import (
+    Event,
+    Failure,
+    NewItem,
+    OutcomeState,
+    Outgoing,
+    PlannedStage,
+    Progress,
+    Retry,
+    Running,
+    WorkerInfo,
+)
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import outcomes, publishing, sends, stages, submission, sweep, workers
 
@@ -41,6 +52,12 @@ def let_workers_last(monkeypatch: pytest.MonkeyPatch) -> None:
 def targets(on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None) -> Targets:
     """What a job calls at its ends; the queue of each actor is `mail`."""
     return actor_lookup.targets(lambda _: ("mail", None), None, on_complete, on_fail, on_cancel)
+
+
+def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
+    """Claim messages of the outbox that are due, as a publisher does whose queues have room for all."""
+    rooms = {due.queue: limit for due in publishing.due_queues(conn) if due.queue}
+    return publishing.claim_outbox(conn, limit, rooms)
 
 
 def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:

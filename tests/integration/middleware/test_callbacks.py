@@ -25,12 +25,12 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
 from callboard.sql.statements import documented, statement
-from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry_action, submission
+from callboard.sql.writes import actions, callbacks, outcomes, retry_action, submission
 from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support import documents
-from tests.support.jobs import make_job, make_staged, record, status, targets
+from tests.support.jobs import claim_outbox, make_job, make_staged, record, status, targets
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.receiver import Receiver, receiver
 from tests.support.vhosts import Broker
@@ -521,7 +521,7 @@ def test_a_message_becomes_an_item_of_its_actors_standing_job_once(conn: Conn, p
     assert sorted(one["job"] for one in told) == jobs
     assert {one["id"] for one in told} == {listed(conn, job)[0]["id"] for job in jobs}
     assert {(one["state"], one["succeeded"]) for one in told} == {("completed", 2)}
-    sent = publishing.claim_outbox(conn, 10)
+    sent = claim_outbox(conn, 10)
     assert {(out.actor, out.queue, out.attempt, out.suspect) for out in sent} == {("tell", "mail", 1, False)}
     assert {out.message_id for out in sent} == {one["id"] for one in told}
     # Another process had it in hand, too: it comes to nothing.

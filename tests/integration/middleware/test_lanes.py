@@ -17,7 +17,7 @@ from callboard.sql.writes import lanes as lanes_of
 from callboard.sql.writes.lanes import ClaimTakenOver, move_to_outbox
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
-from tests.support.jobs import make_job, make_worker, record, run, send, status
+from tests.support.jobs import claim_outbox, make_job, make_worker, record, run, send, status
 
 ANNA = Requester("python", "anna")
 
@@ -256,7 +256,7 @@ def test_what_is_sent_into_the_job_is_in_lanes_too(conn: Conn) -> None:
     job = job_of(conn, "aa", sealed=False)
     for item in (2, 3):
         send(conn, job, item)  # without a customer
-    assert publishing.claim_outbox(conn, 10) == []
+    assert claim_outbox(conn, 10) == []
     assert sorted(published(conn, job)) == [0, 2]
     record(conn, job, {"succeeded": [2]})
     assert published(conn, job) == [3]

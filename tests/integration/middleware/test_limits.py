@@ -15,7 +15,7 @@ from callboard.sql.rows import NewItem
 from callboard.sql.writes import actions, claims, jobs, publishing, retry_action, sends, submission, sweep, workers
 from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry_action import RetrySelection
-from tests.support.jobs import ARGS, make_job, make_worker, record, send, status
+from tests.support.jobs import ARGS, claim_outbox, make_job, make_worker, record, send, status
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
@@ -179,7 +179,7 @@ def test_no_more_is_published_than_may_be_in_flight(conn: Conn) -> None:
     assert publish(conn, job) == 8
     assert publish(conn, job) == 0
     record(conn, job, {"succeeded": range(3), "retrying": [3]}, delay=0)
-    assert publishing.claim_outbox(conn, 10) == []  # the retry waits for the job's turn too
+    assert claim_outbox(conn, 10) == []  # the retry waits for the job's turn too
     assert publish(conn, job) == 4
     assert status(conn, job)["queued"] == 8
     actions.limit(conn, job, ANNA, {"concurrency": 10})
@@ -194,7 +194,7 @@ def test_children_of_a_limited_job_wait_for_its_turn(conn: Conn) -> None:
     for item in (2, 3):
         send(conn, job, item)
     for done in range(4):
-        assert publishing.claim_outbox(conn, 10) == []
+        assert claim_outbox(conn, 10) == []
         assert publish(conn, job) == 1
         assert publish(conn, job) == 0
         record(conn, job, {"succeeded": [2, 3, 0, 1][done : done + 1]})
@@ -223,7 +223,7 @@ def test_nothing_starts_of_a_job_whose_deadline_has_passed(conn: Conn) -> None:
         actions.limit(conn, one, ANNA, {"deadline": "2026-01-01T00:00:00Z"})
     assert not publishing.advance_watermark(conn, claim, watermark=1, published=1, keep=True)
     assert publish(conn, job) == 0
-    assert publishing.claim_outbox(conn, 10) == []
+    assert claim_outbox(conn, 10) == []
     assert sorted(jobs.stop_overdue_jobs(conn)) == [job, other]
     assert status(conn, job)["cancelled"] == 4
 
@@ -392,9 +392,9 @@ def test_what_waits_in_the_outbox_is_not_published_before_its_jobs_time(conn: Co
     job = make_job(conn, 0, sealed=False)
     actions.limit(conn, job, ANNA, {"at": "1h"})
     send(conn, job, 0)
-    assert publishing.claim_outbox(conn, 10) == []
+    assert claim_outbox(conn, 10) == []
     actions.limit(conn, job, ANNA, {"at": None})
-    assert len(publishing.claim_outbox(conn, 10)) == 1
+    assert len(claim_outbox(conn, 10)) == 1
 
 
 def test_what_is_late_is_cancelled(conn: Conn) -> None:
@@ -446,7 +446,7 @@ def test_what_fails_before_its_publisher_settled_it_is_in_flight_no_more_and_onc
 def test_a_plain_send_that_fails_before_its_publisher_settled_it_counts_as_published(conn: Conn) -> None:
     job = make_job(conn, 1, sealed=False)
     send(conn, job, 1)
-    batch = publishing.claim_outbox(conn, 10)
+    batch = claim_outbox(conn, 10)
     record(conn, job, {"retrying": [1]})
     publishing.confirm_outbox(conn, batch)
     found = status(conn, job)

@@ -35,7 +35,7 @@ from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, su
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import Delivered, RecordedAcks, make_attempt
-from tests.support.jobs import make_job, make_worker, record
+from tests.support.jobs import claim_outbox, make_job, make_worker, record
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.transports import StubTransport, relay_to
 from tests.support.workers import wait_until
@@ -165,7 +165,7 @@ def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn
     for job in (held, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)
     left = "SELECT job_id, claimed_until >= %s + interval '8 s' FROM callboard.outbox"
-    batch = publishing.claim_outbox(conn, 10)
+    batch = claim_outbox(conn, 10)
     with locked(database_url, row, held):
         assert relay.publish_outbox(conn, batch) == 2
         conn.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 s'")
@@ -217,7 +217,7 @@ def test_a_lock_that_is_let_go_at_once_keeps_no_publisher_busy(conn: Conn, monke
         confirm(*given)
 
     monkeypatch.setattr(publishing, "confirm_outbox", confirm_later)
-    assert relay.publish_outbox(conn, publishing.claim_outbox(conn, 10)) == 1
+    assert relay.publish_outbox(conn, claim_outbox(conn, 10)) == 1
     assert conn.execute("SELECT FROM callboard.outbox").fetchall() == []
     assert relay.settle_at == math.inf
 
@@ -368,7 +368,7 @@ def test_messages_that_could_not_be_sent_are_given_back_while_another_job_is_loc
     held, other = make_job(conn, 1), make_job(conn, 1)
     for job in (held, other):
         record(conn, job, {"retrying": [0]}, delay=0.0)
-    batch = publishing.claim_outbox(conn, 2)
+    batch = claim_outbox(conn, 2)
     with locked(database_url, LOCK_TURNS, held):
         publishing.release_outbox(conn, batch)
     released = "SELECT job_id FROM callboard.outbox WHERE claimed_until <= now()"

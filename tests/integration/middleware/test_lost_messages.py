@@ -12,7 +12,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.statements import statement, with_timings
 from callboard.sql.writes import claims, publishing, sweep
 from callboard.sql.writes.workers import beat
-from tests.support.jobs import make_job, make_worker, publish, record, run, send
+from tests.support.jobs import claim_outbox, make_job, make_worker, publish, record, run, send
 from tests.support.transports import StubTransport
 
 LEADER = "the one that sweeps"
@@ -91,7 +91,7 @@ def test_a_message_that_no_queue_and_no_worker_has_is_sent_again_once(conn: Conn
     look(conn, search, worker, times=1, holds=[(job, 7), (job, 8)])
     assert sent_again(conn, job) == [4, 9, 10, 11]
     conn.execute("UPDATE callboard.outbox SET due_at = now()")
-    again = {out.item: out for out in publishing.claim_outbox(conn, 10)}
+    again = {out.item: out for out in claim_outbox(conn, 10)}
     assert all(again[item].suspect and again[item].attempt == 1 for item in (9, 10, 11))
     look(conn, search, worker, times=4, holds=[(job, 7), (job, 8)])
     assert sent_again(conn, job) == [4, 9, 10, 11]
@@ -112,7 +112,7 @@ def test_a_message_that_came_back_waits_behind_those_that_were_sent_before_it_ca
         claims.postpone(conn, job, 3, 1, "work")
     other = make_job(conn, 2)
     conn.execute("UPDATE callboard.outbox SET due_at = now()")
-    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, claim_outbox(conn, 10))
     assert sent_again(conn, job) == []
     record(conn, job, {"succeeded": [0, 1, 2, *range(5, 10)]}, worker=worker)
     record(conn, other, {"succeeded": [0]}, worker=worker)  # item 4 of the first is lost, 3 and this one's 1 are queued
@@ -131,7 +131,7 @@ def test_a_message_that_waits_in_its_queue_is_left_alone(conn: Conn, search: Los
     sent = make_job(conn, 0, sealed=False)
     for item in range(3):
         send(conn, sent, item)
-    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, claim_outbox(conn, 10))
     queue.ready = 13
     for done in range(9):
         look(conn, search, worker, times=2)
@@ -181,12 +181,12 @@ def test_a_plain_send_overtakes_in_its_own_queue_only(
     worker = make_worker(conn)
     job = make_job(conn, 0, sealed=False)
     send(conn, job, 0)
-    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, claim_outbox(conn, 10))
     queue.ready = 5
     look(conn, search, worker, times=1)
     send(conn, job, 1)
     conn.execute("UPDATE callboard.items SET queue = %s WHERE job_id = %s AND item = 1", (later, job))
-    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, claim_outbox(conn, 10))
     record(conn, job, {"succeeded": [1]}, worker=worker)
     look(conn, search, worker, times=4)
     assert sent_again(conn, job) == ([0] if found else [])

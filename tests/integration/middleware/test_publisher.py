@@ -27,7 +27,7 @@ from callboard.sql.writes import actions, lanes, publishing, retry_action, sends
 from callboard.sql.writes.jobs import lock_jobs
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
-from tests.support.jobs import make_job, make_worker, publish, record, status, unheld
+from tests.support.jobs import claim_outbox, make_job, make_worker, publish, record, status, unheld
 from tests.support.process_parts import process_on
 from tests.support.transports import StubTransport
 
@@ -272,7 +272,7 @@ def test_a_process_that_can_not_reach_its_broker_leaves_what_it_sends_to_others(
     publisher._closing = True
     publisher._hold_up(Unreachable("it is away"))
     assert counts(conn) == (1, 3)
-    assert [(out.item, out.suspect) for out in publishing.claim_outbox(conn, 10)] == [(n, False) for n in range(3)]
+    assert [(out.item, out.suspect) for out in claim_outbox(conn, 10)] == [(n, False) for n in range(3)]
     assert not publisher._added
 
 
@@ -289,7 +289,7 @@ def test_what_a_process_that_vanished_had_stored_is_published_by_others(
     assert queue_lapsed(conn) == [True]
     assert counts(conn) == (1, 3)
     assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (2,)
-    assert [(out.item, out.suspect) for out in publishing.claim_outbox(conn, 10)] == [(n, True) for n in (0, 2, 3)]
+    assert [(out.item, out.suspect) for out in claim_outbox(conn, 10)] == [(n, True) for n in (0, 2, 3)]
     assert theirs[0].item == 4
 
 
@@ -304,11 +304,11 @@ def test_what_a_locked_job_was_sent_is_queued_later(
     with connect(database_url) as other, transaction(other):
         other.execute("SELECT FROM callboard.items WHERE job_id = %s FOR UPDATE", (locked[0].job,))
         publisher._relay.queue_sends(conn, locked + free, tried=False)
-        assert [out.job for out in publishing.claim_outbox(conn, 10)] == [free[0].job]
+        assert [out.job for out in claim_outbox(conn, 10)] == [free[0].job]
         conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
         assert queue_lapsed(conn) == [False, True]
     assert queue_lapsed(conn) == [True]
-    assert {out.item for out in publishing.claim_outbox(conn, 10)} == {0, 1}
+    assert {out.item for out in claim_outbox(conn, 10)} == {0, 1}
 
 
 def test_a_send_does_not_join_a_lease_that_was_ended(conn: Conn, process: Process) -> None:
@@ -581,7 +581,7 @@ def test_a_claim_that_expired_is_not_renewed(conn: Conn) -> None:
     """Another publisher may have it by now."""
     job = make_job(conn, 0, sealed=False)
     send(conn, job, 0, "default")
-    claimed = publishing.claim_outbox(conn, 10)
+    claimed = claim_outbox(conn, 10)
     conn.execute("UPDATE callboard.outbox SET claimed_until = now() - interval '1 s'")
     publishing.renew_outbox(conn, claimed)
-    assert [out.suspect for out in publishing.claim_outbox(conn, 10)] == [True]
+    assert [out.suspect for out in claim_outbox(conn, 10)] == [True]

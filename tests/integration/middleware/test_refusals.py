@@ -26,11 +26,11 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewItem, Outgoing, Retry, Running
-from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, sends, stages, submission, workers
+from callboard.sql.writes import actions, claims, jobs, outcomes, sends, stages, submission, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, status
+from tests.support.jobs import BAD, claim_outbox, make_job, make_staged, make_worker, record, run, status
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.transports import StubTransport, relay_to
 from tests.support.workers import wait_until
@@ -445,7 +445,7 @@ def test_what_is_published_of_a_job_that_a_trigger_of_the_users_keeps_from_being
     audit_job(conn, kept, code, "true")
     left, now = "SELECT job_id, claimed_until >= %s + interval '8 s' FROM callboard.outbox", "SELECT now()"
     before = conn.execute(now).fetchone()
-    assert relay.publish_outbox(conn, publishing.claim_outbox(conn, 10)) == 2
+    assert relay.publish_outbox(conn, claim_outbox(conn, 10)) == 2
     assert conn.execute(left, before).fetchall() == [(kept, True)]
     assert f"job {kept}: it is under audit" in caplog.text
     conn.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 s'")

@@ -27,7 +27,7 @@ from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import create_app
 from tests.support.clients import client
 from tests.support.databases import waiting, waits
-from tests.support.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send, status
+from tests.support.jobs import BAD, MIXED, claim_outbox, make_job, make_mixed_job, make_worker, record, send, status
 from tests.support.programs import Call
 from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
@@ -156,14 +156,14 @@ def test_what_is_being_stopped_takes_nothing_more(conn: Conn) -> None:
     assert submission.store_chunk(conn, job, 10, [(b"{}", None)], keyed=False) == ("stopped", 10)
     assert jobs.lock_jobs(conn, [job]) == {job: False}
     assert publishing.claim_job(conn, job=job) is None
-    assert publishing.claim_outbox(conn, 10) == []
+    assert claim_outbox(conn, 10) == []
 
 
 def test_a_standing_job_that_was_stopped_stays_one_and_leaves_its_day_to_another(conn: Conn) -> None:
     """Else what its items send once they are retried is sent as that of a submitted job, and it is listed as one."""
     day = sends.standing_job(conn, "work", "default")
     send(conn, day, 0)
-    assert publishing.claim_outbox(conn, 1)[0].standing
+    assert claim_outbox(conn, 1)[0].standing
     stop(conn, day)
     following = sends.standing_job(conn, "work", "default")
     assert following not in (day, None)
@@ -214,7 +214,7 @@ def test_a_message_parked_before_its_publisher_settled_it_is_not_lost(conn: Conn
     job = make_job(conn, 0, sealed=False)
     send(conn, job, 0)
     record(conn, make_job(conn, 1), {"succeeded": [0]})
-    (sent,) = publishing.claim_outbox(conn, 10)
+    (sent,) = claim_outbox(conn, 10)
     claims.park(conn, [(job, 0, 1)])
     assert parts(conn, job) == {"pending": 1}
     publishing.confirm_outbox(conn, [sent])
@@ -249,7 +249,7 @@ def test_what_is_final_or_has_another_attempt_is_not_parked(conn: Conn) -> None:
 def test_a_retry_that_was_published_is_parked_as_what_it_is(conn: Conn) -> None:
     job = make_job(conn, 1)
     record(conn, job, {"retrying": [0]}, delay=0)
-    (out,) = publishing.claim_outbox(conn, 10)
+    (out,) = claim_outbox(conn, 10)
     claims.park(conn, [(job, 0, 2)])
     assert parts(conn, job) == {"pending": 1}
     publishing.confirm_outbox(conn, [out])
@@ -323,7 +323,7 @@ def test_a_dead_letter_that_waits_becomes_the_retrys_message(conn: Conn) -> None
     record(conn, job, {"failed": [2, 3]})
     rows = "SELECT item, attempt, dead, in_turn FROM callboard.outbox ORDER BY item"
     assert conn.execute(rows).fetchall() == [(0, 1, True, False), (1, 1, True, False)]
-    claimed = publishing.claim_outbox(conn, 10)
+    claimed = claim_outbox(conn, 10)
     assert retry_action.retry(conn, job, ANNA, FAILED) == 4
     assert status(conn, job)["crashes"] == 0
     assert conn.execute(rows).fetchall() == [(n, 2, False, True) for n in range(4)]
@@ -377,7 +377,7 @@ def test_a_row_that_comes_between_is_met_by_trying_again(
 def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is_retried(conn: Conn) -> None:
     job = make_job(conn, 0, sealed=False)
     send(conn, job, 0)
-    (sent,) = publishing.claim_outbox(conn, 10)
+    (sent,) = claim_outbox(conn, 10)
     record(conn, job, {"failed": [0]})
     assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 1
     assert queries.run(conn, queries.verify())["drift"] == []
@@ -464,7 +464,7 @@ def test_children_of_a_cancelled_job_go_on_too(conn: Conn) -> None:
     job = make_job(conn, 2, sealed=False)
     send(conn, job, 2)
     send(conn, job, 3)
-    (_, _) = publishing.claim_outbox(conn, 10)
+    (_, _) = claim_outbox(conn, 10)
     send(conn, job, 4)
     stop(conn, job)
     sweep.drop_messages_of_ended_jobs(conn)

@@ -9,7 +9,7 @@ from callboard.middleware.sweep.sweep import PAGE_JOBS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.writes import callbacks, claims, jobs, publishing, retention, stages, submission, sweep, workers
 from tests.support.databases import database, with_database
-from tests.support.jobs import make_worker
+from tests.support.jobs import claim_outbox, make_worker
 from tests.support.transports import StubTransport
 
 #: A job of 60 items, and many of them: 55 items have ended, five are in flight, and 20 of other jobs wait for a retry.
@@ -123,7 +123,7 @@ LOOKS: dict[str, tuple[Look, int]] = {
     "due_queues": (publishing.due_queues, FEW),
     "claim_job": (publishing.claim_job, FEW),
     "due_jobs": (publishing.due_jobs, FEW),
-    "claim_outbox": (lambda c: publishing.claim_outbox(c, 500), FEW),
+    "claim_outbox": (lambda c: claim_outbox(c, 500), FEW),
     "beat": (lambda c: workers.beat(c, 1, []), FEW),
     "job_controls": (lambda c: workers.job_controls(c, 20.0), FEW),
     "update_parents": (stages.update_parents, FEW),

@@ -18,7 +18,7 @@ from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, ret
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
-from tests.support.jobs import ARGS, BAD, make_job, record, run
+from tests.support.jobs import ARGS, BAD, claim_outbox, make_job, record, run
 from tests.support.workers import wait_until
 
 BY = Requester("python", "somebody")
@@ -220,7 +220,7 @@ def hung(job: int) -> Running:
 def claimed(conn: Conn, job: int) -> list[Outgoing]:
     """The message of a retry, claimed."""
     record(conn, job, {"retrying": [0]}, delay=0.0)
-    return publishing.claim_outbox(conn, 1)
+    return claim_outbox(conn, 1)
 
 
 @pytest.mark.parametrize("then", ["succeeded", "failed", "retrying"])

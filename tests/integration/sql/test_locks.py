@@ -36,7 +36,7 @@ from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import broken_deadlocks, reverse_rows
 from tests.support.databases import waiting
-from tests.support.jobs import BAD, make_job, make_staged, make_worker, publish, record
+from tests.support.jobs import BAD, claim_outbox, make_job, make_staged, make_worker, publish, record
 from tests.support.workers import wait_until
 
 BY = Requester("python", "somebody")
@@ -228,7 +228,7 @@ def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, databas
     """The job's row, as the outcome's statement saw it at first, has no room for what it adds."""
     job = make_job(conn, 1)
     ends(job, [0])(conn)
-    out = publishing.claim_outbox(conn, 1)
+    out = claim_outbox(conn, 1)
     now = time.monotonic()
     end = Event(job, 0, 2, "succeeded", 0.1, now, 1)
     with ThreadPoolExecutor(1) as pool, connect(database_url) as other:
@@ -270,7 +270,7 @@ def test_a_retry_and_a_dead_letter_that_is_settled(conn: Conn, database_url: str
     now = time.monotonic()
     events = [Event(job, item, 1, "failed", 0.1, now, 1, BAD, dead=True) for item in range(2)]
     outcomes.record(conn, events, now)
-    out = publishing.claim_outbox(conn, 10)
+    out = claim_outbox(conn, 10)
     assert [one.dead for one in out] == [True, True]
     meet(
         database_url, MIDDLE, [job], lambda c: publishing.confirm_outbox(c, out),
@@ -284,7 +284,7 @@ def test_a_dead_letter_that_is_settled_does_not_wait_for_the_row_of_its_job(conn
     job = make_job(conn, 2)
     now = time.monotonic()
     outcomes.record(conn, [Event(job, item, 1, "failed", 0.1, now, 1, BAD, dead=True) for item in range(2)], now)
-    out = publishing.claim_outbox(conn, 10)
+    out = claim_outbox(conn, 10)
     with connect(database_url) as flush, flush.transaction(), conn.transaction():
         flush.execute("SELECT FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE", [job])
         conn.execute("SET LOCAL lock_timeout = '100ms'")

@@ -37,7 +37,7 @@ from callboard.sql.writes import (
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import database, with_database
-from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, publish, record, run, send
+from tests.support.jobs import ARGS, BAD, NOT_NEEDED, claim_outbox, make_job, make_worker, publish, record, run, send
 from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
@@ -174,7 +174,7 @@ def _record(conn: Conn, stage: Stage) -> None:
 
 
 def _claimed(conn: Conn) -> list[Outgoing]:
-    return publishing.claim_outbox(conn, SOME)
+    return claim_outbox(conn, SOME)
 
 
 def _settling(settle: Callable[[Conn, list[Outgoing]], object]) -> Try:

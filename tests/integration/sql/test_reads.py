@@ -24,6 +24,7 @@ from tests.support.jobs import (
     MIXED,
     age,
     cancel,
+    claim_outbox,
     make_job,
     make_mixed_job,
     make_staged,
@@ -121,7 +122,7 @@ def test_an_item_in_the_outbox_is_pending_until_it_is_published(conn: Conn) -> N
     send(conn, job, 2)
     assert listed(conn, job, "pending") == [2]
     assert counts(conn, job)["pending"] == 1
-    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, claim_outbox(conn, 10))
     assert listed(conn, job, "queued") == [0, 1, 2]
     assert counts(conn, job)["queued"] == 3
 
@@ -427,7 +428,7 @@ def test_a_job_of_several_actors_names_the_one_that_nobody_has(conn: Conn) -> No
     gone = make_worker(conn, "mail")
     job = make_job(conn, 0, sealed=False)
     send(conn, job, 0, actor="mail")
-    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, claim_outbox(conn, 10))
     age(conn, job, 42)
     assert stalled(conn, job) == "nothing has moved for 40 s"
     workers.stop_worker(conn, gone)

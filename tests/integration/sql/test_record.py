@@ -41,7 +41,7 @@ from callboard.sql.writes.jobs import close_jobs
 from callboard.sql.writes.workers import beat, dead_workers
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, record, unheld
+from tests.support.jobs import BAD, NOT_NEEDED, claim_outbox, make_job, make_worker, record, unheld
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
 
@@ -118,7 +118,7 @@ class Tracking(RuleBasedStateMachine):
 
     @rule()
     def claim_outbox(self) -> None:
-        due = publishing.claim_outbox(self.conn, 10)
+        due = claim_outbox(self.conn, 10)
         self.messages += due
         self.unsettled += due
 
@@ -286,7 +286,7 @@ class Tracking(RuleBasedStateMachine):
             batch, _ = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
             publishing.advance_watermark(self.conn, claim, watermark=claim.total, published=len(batch), keep=False)
             found += batch
-        due = publishing.claim_outbox(self.conn, 100)
+        due = claim_outbox(self.conn, 100)
         publishing.confirm_outbox(self.conn, due)
         self._run(worker, [*found, *due])
         for job in self.jobs:
@@ -319,7 +319,7 @@ def test_a_message_that_is_confirmed_twice_at_once_counts_once(conn: Conn) -> No
     """Claimed anew after its lease had lapsed, and settled with both claims; or with that of an older attempt."""
     job = make_job(conn, 0, sealed=False)
     sends.add_items(conn, [replace(CHILD, job=job)], publishing=False)
-    (out,) = publishing.claim_outbox(conn, 1)
+    (out,) = claim_outbox(conn, 1)
     publishing.confirm_outbox(conn, [out, replace(out), replace(out, attempt=0)])
     assert drift(conn) == []
     assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (1,)
@@ -437,7 +437,7 @@ def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trac
     """confirm_outbox waits for the flush, and the flush's state is what it then moves, or doesn't."""
     job = make_job(conn, 1)
     record(conn, job, {"retrying": [0]}, delay=0.0)
-    due = publishing.claim_outbox(conn, 10)
+    due = claim_outbox(conn, 10)
     assert [out.attempt for out in due] == [2]
     with connect(database_url) as blocking, ThreadPoolExecutor(1) as pool:
         with blocking.transaction():

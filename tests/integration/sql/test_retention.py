@@ -50,7 +50,18 @@ from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, let_midnight_pass, make_job, make_staged, make_worker, record, run, send, targets
+from tests.support.jobs import (
+    BAD,
+    claim_outbox,
+    let_midnight_pass,
+    make_job,
+    make_staged,
+    make_worker,
+    record,
+    run,
+    send,
+    targets,
+)
 from tests.support.programs import Call
 from tests.support.programs import run as command
 from tests.support.webapp import open_app, served
@@ -73,7 +84,7 @@ def ended(conn: Conn, items: int = 10, *, days: float = 0.0, keep: str | None = 
     if keep is not None:
         actions.limit(conn, job, ANNA, {"keep": keep})
     record(conn, job, {"retrying": [0], "failed": [1], "skipped": [2]}, delay=0.0)
-    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, claim_outbox(conn, 10))
     record(conn, job, {"failed": [0]}, attempt=2)
     sweep.sample_jobs(conn)
     record(conn, job, {"succeeded": range(3, items)})
@@ -686,7 +697,7 @@ def test_a_purge_blocks_nobody(conn: Conn, database_url: str) -> None:
             record(other, busy, {"succeeded": [0], "failed": [1], "retrying": [2]}, worker=worker)
             run(other, busy, [3], worker=worker)
             send(other, busy, 10)
-            assert publishing.claim_outbox(other, 100)
+            assert claim_outbox(other, 100)
             assert publishing.claim_job(other) is None
             workers.beat(other, worker, [(busy, 3)])
             retry_action.retry(other, busy, ANNA, RetrySelection())

@@ -39,7 +39,7 @@ from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection, retry
 from tests.support.databases import database, with_database
-from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, record, run
+from tests.support.jobs import ARGS, BAD, NOT_NEEDED, claim_outbox, make_job, make_worker, record, run
 
 #: Items of a job, all of which a statement has to do with at once.
 MANY = 1_500
@@ -173,7 +173,7 @@ class Scene:
 
     def sent(self, job: int) -> list[Outgoing]:
         """What is in the outbox for it, claimed."""
-        claimed = publishing.claim_outbox(self.conn, MANY)
+        claimed = claim_outbox(self.conn, MANY)
         assert {message.job for message in claimed} == {job}
         return claimed
 
