@@ -33,7 +33,9 @@ class Worker:
         counts = ["--processes", str(processes), "--threads", str(threads)]
         command = [sys.executable, "-m", "dramatiq", *modules, *counts, *arguments]
         unbuffered = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default"}
-        self.process = ForkedProcess(command, log=log, env={**os.environ, **unbuffered, **env})
+        # What a killed one leaves among the temporary files goes with the test.
+        own = {**unbuffered, "TMPDIR": str(log.parent)}
+        self.process = ForkedProcess(command, log=log, env={**os.environ, **own, **env})
         self.processes = processes
         self.boots = 0
 
