@@ -120,11 +120,9 @@ class Relay:
         """Delete the rows of confirmed messages whose jobs other transactions had locked. Those that still can't be
         deleted are claimed for longer.
         """
-        self.settle_at = math.inf
-        if not self._locked:
-            return
-        free, self._locked = _split(conn, self._locked)
-        self._put_off([])
+        free, locked = _split(conn, self._locked)
+        self._locked, self.settle_at = [], math.inf
+        self._put_off(locked)
         self._delete(conn, free)
         publishing.renew_outbox(conn, self._locked)
 

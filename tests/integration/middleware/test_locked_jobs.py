@@ -157,6 +157,26 @@ def test_a_journal_that_closes_waits_for_a_locked_job(conn: Conn, database_url: 
     assert written == [1]
 
 
+def test_what_is_published_of_a_locked_job_is_settled_though_the_connection_was_lost_meanwhile(
+    conn: Conn, database_url: str
+) -> None:
+    """Until it is settled the publisher passes the job over: forgotten, the job would stand still."""
+    relay = relay_to(StubTransport())
+    job = make_job(conn, 1)
+    record(conn, job, {"retrying": [0]}, delay=0.0)
+    batch = claim_outbox(conn, 10)
+    with locked(database_url, LOCK_JOB, job):
+        assert relay.publish_outbox(conn, batch) == 1
+    with connect(database_url) as lost:
+        lost.close()
+        with pytest.raises(psycopg.OperationalError):
+            relay.settle(lost)
+    assert relay.settle_at < math.inf
+    relay.settle(conn)
+    assert conn.execute("SELECT FROM callboard.outbox").rowcount == 0
+    assert relay.settle_at == math.inf
+
+
 @pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])
 def test_what_is_published_of_a_locked_job_is_settled_later(row: str, conn: Conn, database_url: str) -> None:
     """The publisher goes on with other jobs, and nobody publishes the messages of that job again."""
