@@ -47,7 +47,7 @@ REFUSED_PAUSE_SECONDS = 1.0
 REFUSED_CLAIM_SECONDS = 5.0
 #: Seconds between two looks at locked jobs of which messages are confirmed; until their rows are deleted, the claims of
 #: these messages are renewed, so that nobody sends them again.
-LOCKED_PAUSE_SECONDS = 1.0
+SETTLE_PAUSE_SECONDS = 1.0
 
 
 class _QueueRefused(RuntimeError):
@@ -64,7 +64,7 @@ class Relay:
     transport: Transport
     backlogs: QueueBacklogs
     leases: SendLeases
-    _locked: list[Outgoing] = field(default_factory=list)  # confirmed, of jobs that another transaction has locked
+    _unsettled: list[Outgoing] = field(default_factory=list)  # confirmed, of jobs that another transaction has locked
     settle_at: float = math.inf  # monotonic: when to call `settle` for these
     _locked_looks: int = 0  # in a row
     _refused: dict[int, float] = field(default_factory=dict)  # jobs that are not claimed until then (monotonic)
@@ -120,11 +120,11 @@ class Relay:
         """Delete the rows of confirmed messages whose jobs other transactions had locked. Those that still can't be
         deleted are claimed for longer.
         """
-        free, locked = _split(conn, self._locked)
-        self._locked, self.settle_at = [], math.inf
+        free, locked = _split(conn, self._unsettled)
+        self._unsettled, self.settle_at = [], math.inf
         self._put_off(locked)
         self._delete(conn, free)
-        publishing.renew_outbox(conn, self._locked)
+        publishing.renew_outbox(conn, self._unsettled)
 
     def _delete(self, conn: Conn, sent: Sequence[Outgoing]) -> None:
         """Delete the rows of confirmed messages; put off those of jobs that another transaction has locked, or that a
@@ -149,12 +149,12 @@ class Relay:
         """
         now = time.monotonic()
         self._refused = {job: until for job, until in self._refused.items() if until > now}
-        return list({*self._refused, *(out.job for out in self._locked)})
+        return list({*self._refused, *(out.job for out in self._unsettled)})
 
     def _put_off(self, locked: Sequence[Outgoing]) -> None:
-        self._locked += locked
-        if self._locked:
-            self.settle_at = min(self.settle_at, time.monotonic() + LOCKED_PAUSE_SECONDS)
+        self._unsettled += locked
+        if self._unsettled:
+            self.settle_at = min(self.settle_at, time.monotonic() + SETTLE_PAUSE_SECONDS)
 
     # What this process sends -----------------------------------------------------------------------------------------
 

@@ -422,7 +422,7 @@ def test_no_more_is_published_of_a_job_that_a_trigger_of_the_users_keeps_from_be
     audit_job(conn, kept, code, "true")
     while relay.publish_due(conn):
         continue
-    assert len(relay._locked) == 1
+    assert len(relay._unsettled) == 1
     assert sorted(published) == [(kept, 0), *((other, item) for item in range(3))]
     conn.execute("DROP FUNCTION audit CASCADE")
     relay.settle(conn)
