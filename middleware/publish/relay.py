@@ -120,6 +120,8 @@ class Relay:
         """Delete the rows of confirmed messages whose jobs other transactions had locked. Those that still can't be
         deleted are claimed for longer.
         """
+        if not self._unsettled:
+            return
         free, locked = _split(conn, self._unsettled)
         self._unsettled, self.settle_at = [], math.inf
         self._put_off(locked)
