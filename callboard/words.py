@@ -9,11 +9,18 @@ from typing import Any
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 #: The least rate that is shown in a unit, and the least that is shown without decimals.
 LEAST_PACE, WHOLE_PACE = 0.1, 100
+#: Amounts that are shown without decimals: from the first, and below the second.
+LEAST_WHOLE, LARGEST_WHOLE = 1_000, 1e15
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
     """`1 job`, `2 jobs`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def amount(value: float) -> str:
+    """A number with its thousands apart, or four digits of one that is small or very large."""
+    return f"{value:,.0f}" if LEAST_WHOLE <= value < LARGEST_WHOLE else f"{value:.4g}"
 
 
 def percent(progress: float) -> str:

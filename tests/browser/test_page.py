@@ -136,8 +136,8 @@ def test_a_running_item_shows_its_progress(page: Page, conn: Conn, address: str)
     gauges = page.locator("#running .gauge")
     expect(gauges).to_have_text(["3 of 10", "3 of 10"])
     assert gauges.locator("progress").first.evaluate("bar => bar.position") == pytest.approx(0.3)
-    run(conn, job, [0], progress=(12.0, None))
-    expect(gauges.first).to_have_text("12 so far", timeout=SOON)
+    run(conn, job, [0], progress=(12.3456789, None))
+    expect(gauges.first).to_have_text("12.35 so far", timeout=SOON)
     expect(gauges.first.locator("progress")).to_have_count(0)
 
 
@@ -396,6 +396,14 @@ def test_the_pages_fit_a_phone(page: Page, conn: Conn, address: str) -> None:
         page.goto(f"{address}{path}")
         expect(page.locator("#main")).to_contain_text("a_name_without")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    actions.limit(conn, job, Requester("cli", "anna"), {"max_failures": "5% of 1000"})
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 740})
+        page.goto(f"{address}/jobs/{job}")
+        expect(page.locator(".facts")).to_contain_text("5 % of 1000 allowed")
+        too_wide = "all => all.filter((one) => one.scrollWidth > one.clientWidth).length"
+        assert page.locator(".facts > div").evaluate_all(too_wide) == 0
+    page.set_viewport_size({"width": 360, "height": 740})
     for path in ("/workers", "/queues", "/tokens", "/docs", "/?q=odd:1"):
         page.goto(f"{address}{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path

@@ -96,6 +96,20 @@ def test_a_group_of_errors_leads_to_its_items_and_is_retried(page: Page, conn: C
     expect(page.locator("#history")).to_contain_text(re.compile(r"retry: 2 items \(error \w+\)"), timeout=SOON)
 
 
+def test_many_groups_of_errors_are_folded(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 23)
+    for item in range(22):
+        failure = Failure("failed", f"Error{item:02}", "no", "a.py:1 in b", "Traceback", 9)
+        record(conn, job, {"failed": [item]}, failure=failure)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#errors li:visible")).to_have_count(20)
+    page.locator("#errors").get_by_text("2 more groups").click()
+    expect(page.locator("#errors li:visible").last).to_contain_text("Error21")
+    record(conn, job, {"failed": [22]}, failure=failure)
+    expect(page.locator("#errors li:visible").first).to_contain_text("2 failed", timeout=SOON)
+    expect(page.locator("#errors li:visible")).to_have_count(22)
+
+
 def test_an_item_is_found_by_its_key(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 40)
     conn.execute("UPDATE callboard.items SET item_key = 'c-' || item WHERE job_id = %s", (job,))

@@ -61,8 +61,10 @@ async def _chart(call: JobCall, job: Row) -> dict[str, Any]:
     return {"columns": found, "rows": chart.rows(found), "marks": chart.marks(samples, await _history(call, job))}
 
 
-async def _errors(call: JobCall, job: Row) -> list[Row]:
-    return await call.read(queries.errors(job["id"]))
+async def _errors(call: JobCall, job: Row) -> list[list[Row]]:
+    """The groups of errors that are shown, and those that are folded."""
+    found = await call.read(queries.errors(job["id"]))
+    return [batch for batch in (found[:ROWS], found[ROWS:]) if batch]
 
 
 async def _lanes(call: JobCall, job: Row) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from callboard.sql.json_values import parse_strict_json
 from callboard.sql.settings import KEEP, LOG_FIELDS, LOG_LINK, keep_span
 from callboard.sql.states import JOB_FINAL
-from callboard.words import count, duration, left, parsed, percent, rate, shown_state, since
+from callboard.words import amount, count, duration, left, parsed, percent, rate, shown_state, since
 
 __all__ = ["count", "duration", "left", "parsed", "percent", "rate", "shown_state", "since"]
 
@@ -38,7 +38,7 @@ _LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]pyt
 
 def number(value: float | None) -> str:
     """A number with its thousands apart."""
-    return "–" if value is None else f"{value:,}"
+    return "–" if value is None else amount(value)
 
 
 def begun(detail: str) -> str:

@@ -8,7 +8,7 @@ import typer
 from callboard.commands import output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
-from callboard.commands.jobs.show import find_job
+from callboard.commands.jobs.show import LATEST, find_job, job_id
 from callboard.commands.output import AsJson
 from callboard.job import acting
 from callboard.sql import settings
@@ -19,7 +19,12 @@ from callboard.words import count
 
 app = typer.Typer()
 
-Jobs = Annotated[list[int] | None, typer.Argument(metavar="JOB…", min=0, help="These finished jobs.")]
+Jobs = Annotated[
+    list[int] | None,
+    typer.Argument(
+        metavar="JOB…", parser=job_id, help=f"These finished jobs; {LATEST}: the newest.", show_default=False
+    ),
+]
 
 #: Seconds that it waits for a row which another transaction has locked: the sweep may be deleting the same job.
 LOCK_WAIT_SECONDS = 10.0

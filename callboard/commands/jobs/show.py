@@ -17,7 +17,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import exports, job_filter, queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.states import ITEM_STATES, WORKER_STATES
-from callboard.words import count, left, percent, rate, shown_state
+from callboard.words import amount, count, left, percent, rate, shown_state
 
 app = typer.Typer()
 
@@ -260,7 +260,10 @@ def workers(*, state: WorkerState = None, after: After = None, limit: Limit = 50
 
 @app.command()
 def verify(
-    job: Annotated[int | None, typer.Argument(metavar="JOB", min=0, help="Only this job.")] = None,
+    job: Annotated[
+        int | None,
+        typer.Argument(metavar="JOB", parser=job_id, help=f"Only this job, or {LATEST}.", show_default=False),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -337,4 +340,4 @@ def _progress(progress: Row | None) -> str:
     if progress is None:
         return ""
     done, total = progress["done"], progress["total"]
-    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+    return amount(done) if total is None else f"{amount(done)} of {amount(total)}"

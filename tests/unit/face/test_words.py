@@ -84,3 +84,15 @@ def test_a_submission_over_http_has_the_options_of_submit() -> None:
     assert {field.name for field in msgspec.structs.fields(NewJob)} - of_http == parameters(callboard.submit) - {
         "created_by"
     }
+
+
+def test_each_command_that_takes_a_job_takes_the_newest_one() -> None:
+    group: Any = typer.main.get_command(app)
+    jobs = {
+        name: parameter.help
+        for name, command in group.commands.items()
+        for parameter in command.params
+        if str(parameter.metavar).startswith("JOB")
+    }
+    assert {"status", "verify", "purge"} <= jobs.keys()
+    assert [name for name, said in jobs.items() if "@latest" not in said] == []
