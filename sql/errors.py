@@ -58,14 +58,20 @@ def of_users(error: psycopg.Error) -> psycopg.Error:
     trigger: one of DATA_ERRORS, which blames the data already, and what `_is_ours` names.
     """
     passes = isinstance(error, TRANSIENT)
-    if isinstance(error, DATA_ERRORS) or (passes and _is_ours(error)):
+    line = users_function(error)
+    if line is None or isinstance(error, DATA_ERRORS) or (passes and _is_ours(error)):
         return error
+    kind = UserFunctionWaits if passes else UserFunctionFailed
+    return kind(f"{error.diag.message_primary}; in {line}")
+
+
+def users_function(error: psycopg.Error) -> str | None:
+    """Return the line of an error's context that names a function of the user's, in which the error came, if any."""
     for line in (error.diag.context or "").splitlines():
         function = _function(line)
         if function is not None and function[0] != "callboard" and function[1] not in _our_functions():
-            kind = UserFunctionWaits if passes else UserFunctionFailed
-            return kind(f"{error.diag.message_primary}; in {line}")
-    return error
+            return line
+    return None
 
 
 def _is_ours(error: psycopg.Error) -> bool:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import psycopg
 from psycopg.errors import LockNotAvailable
 from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
-from callboard.sql.errors import UserFunctionWaits
+from callboard.sql.errors import DATA_ERRORS, UserFunctionFailed, UserFunctionWaits, users_function
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
@@ -42,7 +43,8 @@ class RowLocked(NotPossible):
 def action_transaction(conn: Conn) -> Iterator[None]:
     """Run a block as an action on jobs: in a transaction, or in a savepoint of the open one.
 
-    Raises RowLocked when another transaction holds a row of them for `ACTION_LOCK_WAIT_SECONDS`.
+    Raises RowLocked when another transaction holds a row of them for `ACTION_LOCK_WAIT_SECONDS`, and NotPossible when a
+    function of the user's refuses it, as a trigger on one of our tables may.
     """
     try:
         with transaction(conn, timings.ACTION_LOCK_WAIT_SECONDS):
@@ -52,6 +54,13 @@ def action_transaction(conn: Conn) -> Iterator[None]:
             raise  # the outer action says it
         holder = longest_lock(conn)
         raise RowLocked(f"a row of the job is locked, perhaps by {holder}: try again when that has ended") from None
+    except UserFunctionFailed as error:
+        raise NotPossible(f"a function of this database refuses it: {error}") from error
+    except psycopg.Error as error:
+        line = users_function(error) if isinstance(error, DATA_ERRORS) else None
+        if line is None:
+            raise
+        raise NotPossible(f"a function of this database refuses it: {error}; in {line}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Cancel, pause, resume and retry as statements, commands and requests: what they change, and what they refuse."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -709,6 +710,33 @@ def test_the_api_refuses(http: httpx.Client, conn: Conn) -> None:
         assert answer.headers["content-type"] == "application/problem+json", (path, sent)
         assert said in answer.json()["detail"], (path, sent)
         assert actions(conn, job) == [], (path, sent)
+
+
+@pytest.mark.parametrize("fails", ["RAISE 'it is under audit'", "PERFORM 1 / 0", "PERFORM * FROM no_table"])
+def test_an_action_that_a_trigger_of_the_users_refuses_says_so(
+    http: httpx.Client, call: Call, conn: Conn, fails: str
+) -> None:
+    kept, free = make_job(conn, 1), make_job(conn, 1)
+    conn.execute(
+        f"CREATE FUNCTION public.audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {fails}; END $$".encode()
+    )
+    conn.execute(
+        "CREATE TRIGGER audit BEFORE UPDATE ON callboard.jobs FOR EACH ROW"
+        f" WHEN (NEW.id = {kept}) EXECUTE FUNCTION public.audit()".encode()
+    )
+    said = r"^a function of this database refuses it: .*; in .*audit\(\)"
+    for act in (writes.pause, writes.cancel):
+        with pytest.raises(NotPossible, match=said):
+            act(conn, kept, ANNA)
+    code, out, error = call("pause", kept)
+    assert (code, out, error.count("\n")) == (1, "", 1)
+    assert "callboard: a function of this database refuses it" in error
+    answer = http.post(f"/api/jobs/{kept}/pause")
+    assert answer.status_code == 409
+    assert re.search(said, answer.json()["detail"])
+    many = http.post("/api/jobs/actions", json={"action": "pause", "ids": [kept, free]}).json()
+    assert (many["jobs"], [refusal["job"] for refusal in many["refusals"]]) == (1, [kept])
+    assert (status(conn, kept)["state"], status(conn, free)["state"]) == ("pending", "paused")
 
 
 def test_limits_are_said_by_the_command_and_the_api(http: httpx.Client, call: Call, conn: Conn) -> None:
