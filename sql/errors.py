@@ -7,16 +7,19 @@ from pathlib import Path
 import psycopg
 from psycopg_pool import PoolTimeout
 
-#: The data is to blame: SQLSTATE classes 22 and 23, 54000, a value that can't be sent, or what a trigger of the user's
-#: on our tables refuses by RAISE EXCEPTION, ASSERT or STRICT (class P0; ours raise nothing).
-DATA_ERRORS = (
-    psycopg.DataError,
-    psycopg.IntegrityError,
-    psycopg.errors.ProgramLimitExceeded,
+#: What a user's trigger on our tables refuses by RAISE EXCEPTION, ASSERT or STRICT (class P0); ours raise nothing.
+RAISED = (
     psycopg.errors.RaiseException,
     psycopg.errors.NoDataFound,
     psycopg.errors.TooManyRows,
     psycopg.errors.AssertFailure,
+)
+#: The data is to blame: SQLSTATE classes 22 and 23, 54000, a value that can't be sent, or what a trigger has RAISED.
+DATA_ERRORS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,
+    *RAISED,
     ValueError,
     TypeError,
 )
@@ -72,6 +75,16 @@ def users_function(error: psycopg.Error) -> str | None:
         if function is not None and function[0] != "callboard" and function[1] not in _our_functions():
             return line
     return None
+
+
+def refusal(error: psycopg.Error) -> str | None:
+    """Return what to say of an error by which a function of the user's refuses a write; None for any other error."""
+    line = users_function(error)
+    if isinstance(error, UserFunctionFailed):
+        return f"a function of this database refuses it: {error}"
+    if line is None or not isinstance(error, DATA_ERRORS):
+        return None
+    return f"a function of this database refuses it: {error}; in {line}"
 
 
 def _is_ours(error: psycopg.Error) -> bool:

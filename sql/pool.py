@@ -139,6 +139,16 @@ def drop_detail(error: BaseException) -> None:
         error.args = (error.diag.message_primary,)
 
 
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Run a block, such as a COPY, whose errors are what `PlainConnection` makes of those of its statements."""
+    try:
+        yield
+    except psycopg.Error as error:
+        drop_detail(error)
+        raise of_users(error) from None
+
+
 class Pool(ConnectionPool[Conn]):
     """Connections of this process. One that broke while it was idle is not lent: no caller meets an error after a
     restart or a failover. A connection is closed when a setting is to blame for an error (`is_misconfigured`): after a

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from callboard.middleware.submission.submission import SubmittedElsewhere
-from callboard.sql.errors import PRIMARY, READ_ONLY
+from callboard.sql.errors import PRIMARY, RAISED, READ_ONLY, UserFunctionFailed, refusal
 from callboard.sql.migrate import MISFIT
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchJob, NotPossible
@@ -103,6 +103,10 @@ def problem(
     return handler
 
 
+async def _refused_by_function(_request: Request | None, error: psycopg.Error) -> Problem:
+    return Problem(409, refusal(error) or str(error))
+
+
 HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
     psycopg.OperationalError: problem(503, UNREACHABLE, {"Retry-After": "1"}),
@@ -112,6 +116,7 @@ HANDLERS: dict[Any, Any] = {
     NotConfigured: problem(503),
     NoSuchJob: problem(404),
     **dict.fromkeys((NotPossible, SubmittedElsewhere), problem(409)),
+    **dict.fromkeys((UserFunctionFailed, *RAISED), _refused_by_function),
     **dict.fromkeys(MISFIT, problem(503, BEHIND)),
     Exception: problem(500, BROKEN),
 }

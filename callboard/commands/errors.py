@@ -6,7 +6,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.commands.services import NotStarted
-from callboard.sql.errors import PRIMARY, READ_ONLY, connect_advice, is_connection_lost
+from callboard.sql.errors import PRIMARY, READ_ONLY, connect_advice, is_connection_lost, refusal
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
@@ -26,7 +26,7 @@ class CommandError(Exception):
         self.code = code
 
 
-def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for each kind of error
+def explain(error: Exception) -> str | None:  # noqa: PLR0911, C901 — a return for each kind of error
     """The line for an error; None for a bug of ours."""
     if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible)):
         return str(error)
@@ -44,6 +44,8 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for e
         return f"can't {what}: {error.strerror}"
     if isinstance(error, PoolTimeout):
         return f"no connection to the database: {first_line(error)}; {connect_advice(error)}"
+    if isinstance(error, psycopg.Error) and (said := refusal(error)):
+        return said
     if isinstance(error, psycopg.OperationalError):
         lost = is_connection_lost(error)
         what = "the connection to the database was lost" if lost else "the database refuses for now"

@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
-from callboard.sql.errors import DATA_ERRORS, UserFunctionFailed, UserFunctionWaits, users_function
+from callboard.sql.errors import UserFunctionWaits, refusal
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
@@ -54,13 +54,11 @@ def action_transaction(conn: Conn) -> Iterator[None]:
             raise  # the outer action says it
         holder = longest_lock(conn)
         raise RowLocked(f"a row of the job is locked, perhaps by {holder}: try again when that has ended") from None
-    except UserFunctionFailed as error:
-        raise NotPossible(f"a function of this database refuses it: {error}") from error
     except psycopg.Error as error:
-        line = users_function(error) if isinstance(error, DATA_ERRORS) else None
-        if line is None:
+        said = refusal(error)
+        if said is None:
             raise
-        raise NotPossible(f"a function of this database refuses it: {error}; in {line}") from error
+        raise NotPossible(said) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
 from callboard.sql.callback_targets import Targets
+from callboard.sql.errors import UserFunctionFailed
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import NO_LIMITS, Limits
-from callboard.sql.pool import Conn, transaction
+from callboard.sql.pool import Conn, plain_errors, transaction
 from callboard.sql.rows import ALL_JOBS, JobPage, SubmittedJob
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_ids, fetch_one, gives_row, required, statement
@@ -201,8 +202,11 @@ def add_to_total(conn: Conn, job: int, *, stored: int, read: int, digest: bytes 
 def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
     row = COPY_ROW.pack  # psycopg writes a row in twice the time
     rows = [row(3, 8, job, 4, item, len(args)) + args for item, (args, _) in enumerate(chunk, total)]
-    with conn.cursor().copy(statement("copy_items")) as copy:
+    cursor = conn.cursor()
+    with plain_errors(), cursor.copy(statement("copy_items")) as copy:
         copy.write(b"".join((COPY_BEGIN, *rows, COPY_END)))
+    if cursor.rowcount != len(chunk):
+        raise UserFunctionFailed("a trigger keeps rows out of callboard.items, as one that returns NULL does")
     return len(chunk)
 
 

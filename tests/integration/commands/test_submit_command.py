@@ -190,6 +190,18 @@ def test_a_refused_submission_is_an_error_of_one_line(
     assert jobs(env) == []
 
 
+@pytest.mark.parametrize("does", ["RAISE 'under audit'", "RETURN NULL", "PERFORM * FROM no_table"])
+def test_a_submission_that_a_trigger_of_the_users_refuses_says_so(env: Env, tmp_path: Path, does: str) -> None:
+    """None of its items is counted that is not there."""
+    with connect(env["DATABASE_URL"]) as conn:
+        conn.execute(f"CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {does}; END $$".encode())
+        conn.execute("CREATE TRIGGER audit BEFORE INSERT ON callboard.items FOR EACH ROW EXECUTE FUNCTION audit()")
+    said = "a function of this database refuses it: "
+    said += "a trigger keeps rows out of callboard.items, as one that returns NULL does" if "NULL" in does else ""
+    assert said in fault(tmp_path, "submit", ACTOR, env=env, given=b'"a"\n', code=1)
+    assert [(job["state"], job["total"]) for job in jobs(env)] == [("failed", 0)]
+
+
 def test_key_of_another_actors_job_is_refused(env: Env, tmp_path: Path) -> None:
     (tmp_path / "others.py").write_text("import dramatiq\n\n@dramatiq.actor\ndef other(): ...\n")
     env = {**env, "CALLBOARD_ACTORS": "others"}

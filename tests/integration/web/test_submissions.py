@@ -190,6 +190,17 @@ def test_what_makes_no_sense_is_refused(conn: Conn, app: Starlette) -> None:
     assert left(conn) == []
 
 
+@pytest.mark.parametrize("does", ["RAISE 'under audit'", "RETURN NULL", "PERFORM * FROM no_table"])
+def test_what_a_trigger_of_the_users_refuses_is_no_bug(conn: Conn, app: Starlette, does: str) -> None:
+    conn.execute(f"CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {does}; END $$".encode())
+    conn.execute("CREATE TRIGGER audit BEFORE INSERT ON callboard.items FOR EACH ROW EXECUTE FUNCTION audit()")
+    for body in ({"actor": "work", "items": [1]}, lines({"actor": "work"}, 1)):
+        answer = post(app, body)
+        assert answer.status_code == 409
+        assert answer.json()["detail"].startswith("a function of this database refuses it: ")
+    assert all(total == 0 for _, total in left(conn))
+
+
 def test_a_first_line_that_is_no_job_is_refused(conn: Conn, app: Starlette) -> None:
     for body, code in NO_JOBS:
         answer = post(app, body)
