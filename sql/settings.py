@@ -129,12 +129,9 @@ def _whole(most: int, what: str) -> Callable[[str, str], int]:
     return parse
 
 
-def _port(name: str, text: str) -> int | None:
-    return _whole(65535, "ports")(name, text) if text else None
-
-
-def _depth(name: str, text: str) -> int | None:
-    return _whole(2**31 - 1, "messages")(name, text) if text else None
+def _whole_or_none(most: int, what: str) -> Callable[[str, str], int | None]:
+    parse = _whole(most, what)
+    return lambda name, text: parse(name, text) if text else None
 
 
 def _database(name: str, text: str) -> str:
@@ -206,8 +203,9 @@ LOG_LINK = Setting(
     "also {attempt}, {worker}, {started_at} and {finished_at}",
 )  # fmt: skip
 METRICS_PORT = Setting(
-    "CALLBOARD_METRICS_PORT", "", _port, "the port at which workers tell Prometheus what they count; unset: they don't"
-)
+    "CALLBOARD_METRICS_PORT", "", _whole_or_none(65535, "ports"),
+    "the port at which workers tell Prometheus what they count; unset: they don't",
+)  # fmt: skip
 OPENTELEMETRY = Setting(
     "CALLBOARD_OPENTELEMETRY", "off", _opentelemetry, "on: make spans of sends, submissions and attempts"
 )
@@ -215,7 +213,7 @@ PREPARE = Setting(
     "CALLBOARD_PREPARE", "on", _on_or_off, "off: use no prepared statements, for a pooler that loses them"
 )
 QUEUE_DEPTH = Setting(
-    "CALLBOARD_QUEUE_DEPTH", "", _depth,
+    "CALLBOARD_QUEUE_DEPTH", "", _whole_or_none(2**31 - 1, "messages"),
     "messages kept ready in each queue of RabbitMQ; other items wait as rows. Unset: as many as the workers need",
 )  # fmt: skip
 RABBITMQ_API = Setting(
