@@ -340,7 +340,8 @@ SELECT EXISTS (
 -- These items' messages are lost; send them again, as suspect, since nobody can be sure.
 -- Guard: the row still carries that attempt and waits, and nobody is known to hold it; and, of a sweep that was frozen
 -- and comes to, that it has the lease still: another may have sent them meanwhile. With `given_back`, that no message of
--- the job has come back since the search had that number: it may be one of these. Caller: the search. Rows: (item).
+-- the job has come back since the search had that number: it may be one of these. `job`: a list of one, as `held` takes it.
+-- Caller: the search. Rows: (item).
 -- Lock order: items by key without waiting for any, then their outbox rows and turns: the inner query locks one at a time, in the
 -- order of the outer. Waits for a lock for LOCK_WAIT_SECONDS at most.
 -- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
