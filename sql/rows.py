@@ -64,7 +64,8 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """An item of a plain send: `args` and `options` as the app's encoder wrote them, `delay` in seconds.
+    """An item of a plain send: `args` as its row keeps them, see `call_bytes`; `options` as the app's encoder wrote
+    them; `delay` in seconds.
 
     `key`: its item key, unique within the job; `published`: its message was sent already.
     """

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psycopg
-from dramatiq.message import get_encoder
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware.message.envelope import decode_args
 from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
@@ -86,9 +86,8 @@ class Results:
         after = -1
         while page := self._page(states, after):
             for after, args, state, result, unkept in page:
-                call = get_encoder().decode(args)
                 value = None if result is None else json.loads(result)
-                yield Result(after, tuple(call["args"]), call["kwargs"], state, value, unkept)
+                yield Result(after, *decode_args(args), state, value, unkept)
 
 
 @dataclass(slots=True)

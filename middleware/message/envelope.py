@@ -18,6 +18,7 @@ from dramatiq.errors import DecodeError
 from dramatiq.message import get_encoder
 
 from callboard.middleware.message import stamp
+from callboard.sql.call_bytes import BY_KEYWORD, BY_POSITION, packed, seems_json, unpacked
 from callboard.sql.rows import Outgoing
 
 #: The arguments of a message that carries many items: each item has its own.
@@ -48,13 +49,23 @@ def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> by
     """Return an item's arguments as they are stored; raises what the app's encoder raises for what it can't encode."""
     if type(encoder := get_encoder()) is JSONEncoder:
         try:  # what is the same in each call is not encoded: that would take half of the time
-            by_position = "".join(_json_parts(args, 0)) if args else "[]"
-            by_keyword = "".join(_json_parts(kwargs, 0)) if kwargs else "{}"
+            by_position = "".join(_json_parts(args, 0))[1:-1].encode() if args else b""
+            by_keyword = "".join(_json_parts(kwargs, 0))[1:-1].encode() if kwargs else b""
         except RecursionError:
             pass  # the error of Dramatiq's encoder tells a list that holds itself from one that is too deep
         else:
-            return f'{{"args":{by_position},"kwargs":{by_keyword}}}'.encode()
-    return encoder.encode({"args": args, "kwargs": kwargs})
+            if not kwargs:
+                return BY_POSITION + by_position
+            return b'{"args":[%s],"kwargs":{%s}}' % (by_position, by_keyword) if args else BY_KEYWORD + by_keyword
+    return packed(encoder.encode({"args": args, "kwargs": kwargs}))
+
+
+def decode_args(stored: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return an item's arguments, by position and by keyword; raises what the app's encoder raises for other bytes, and
+    TypeError or LookupError for what is no call.
+    """
+    call = get_encoder().decode(unpacked(stored))
+    return tuple(call["args"]), call["kwargs"]
 
 
 def encode_options(options: dict[str, Any]) -> bytes | None:
@@ -64,7 +75,7 @@ def encode_options(options: dict[str, Any]) -> bytes | None:
 
 def check_encoder(out: Outgoing) -> None:
     """Raise OtherEncoder when this process has Dramatiq's own encoder, and the row is not JSON."""
-    if type(get_encoder()) is JSONEncoder and not (out.args.startswith(b"{") and out.args.endswith(b"}")):
+    if type(get_encoder()) is JSONEncoder and not seems_json(out.args):
         raise OtherEncoder(
             f"item {out.job}/{out.item} was written by another encoder than that of this process: name the module that"
             " calls dramatiq.set_encoder() in CALLBOARD_ACTORS. Workers that have it publish the item"
@@ -74,14 +85,14 @@ def check_encoder(out: Outgoing) -> None:
 def message(out: Outgoing) -> Message[Any]:
     """Return the message of a row, stamped."""
     decode = get_encoder().decode
-    call = decode(out.args)
+    args, kwargs = decode_args(out.args)
     options = decode(out.options) if out.options else {}
     options[stamp.OPTION] = _stamp(out).option()
     if out.more:
-        options[stamp.CHUNK] = [{"item": part.item, **decode(part.args)} for part in (out, *out.more)]
-        call = {"args": [], "kwargs": {}}
+        options[stamp.CHUNK] = [{"item": part.item, **decode(unpacked(part.args))} for part in (out, *out.more)]
+        args, kwargs = (), {}
     return Message(
-        queue_name=out.queue, actor_name=out.actor, args=tuple(call["args"]), kwargs=call["kwargs"], options=options,
+        queue_name=out.queue, actor_name=out.actor, args=args, kwargs=kwargs, options=options,
         message_id=message_id(out), message_timestamp=_timestamp(out),
     )  # fmt: skip
 
@@ -93,7 +104,7 @@ def body(out: Outgoing) -> bytes:
     if type(get_encoder()) is not JSONEncoder:
         return message(out).encode()
     own = out.options[1:-1] + b"," if out.options else b""
-    args = out.args[1:-1]
+    args = unpacked(out.args)[1:-1]
     if out.more:
         own, args = b'"%s":[%s],' % (stamp.CHUNK.encode(), b",".join(map(_part, (out, *out.more)))), NO_ARGS
     return b'{"queue_name":%s,"actor_name":%s,%s,"options":{%s"%s":%s},"message_id":%s,"message_timestamp":%d}' % (
@@ -103,7 +114,7 @@ def body(out: Outgoing) -> bytes:
 
 
 def _part(out: Outgoing) -> bytes:
-    return b'{"item":%d,%s' % (out.item, out.args[1:])
+    return b'{"item":%d,%s' % (out.item, unpacked(out.args)[1:])
 
 
 def parts(carrier: Message[Any] | MessageProxy) -> list[Message[Any]]:

@@ -4,8 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from dramatiq.message import get_encoder
-
+from callboard.middleware.message.envelope import decode_args
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing, PublishClaim
@@ -24,8 +23,7 @@ def lane_of(args: bytes, by: str) -> str:
     The lane is empty, too, when this process can't decode the arguments.
     """
     try:
-        call = get_encoder().decode(args)
-        return lane_of_call(call["args"], call["kwargs"], by)
+        return lane_of_call(*decode_args(args), by)
     except Exception:  # noqa: BLE001 — the app's encoder may raise anything
         return ""
 

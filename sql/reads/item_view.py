@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from callboard.sql.call_bytes import unpacked
 from callboard.sql.callback_targets import redact_url
 from callboard.sql.json_values import iso, parse_strict_json
 
@@ -64,8 +65,9 @@ def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
 
 def _arguments(row: dict[str, Any], cap: int) -> dict[str, Any]:
     """Describe arguments as JSON if they are JSON and not cut, else as text: another encoder may have written them."""
-    text = bytes(row["args"]).decode("utf-8", "replace")
-    strict, value = parse_strict_json(text) if row["args_size"] <= cap else (False, None)
+    encoded, whole = unpacked(bytes(row["args"])), row["args_size"] <= cap
+    text = (encoded if whole else encoded[:cap]).decode("utf-8", "replace")
+    strict, value = parse_strict_json(text) if whole else (False, None)
     if strict and isinstance(value, dict) and set(value) == {"args", "kwargs"}:
         return {"args": value["args"], "kwargs": value["kwargs"], "args_text": None}
     return {"args": None, "kwargs": None, "args_text": text}

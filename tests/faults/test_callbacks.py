@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from callboard.middleware.message.envelope import decode_args
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario, mixed, seconds_since
 from tests.support.receiver import Receiver, receiver
 from tests.support.workers import wait_until
@@ -33,10 +34,10 @@ def waiting(scenario: Scenario) -> int:
 def queued(scenario: Scenario) -> Counter[str]:
     """How many items of the actor's standing jobs there are of each id."""
     rows = scenario.sql(
-        "SELECT convert_from(i.args, 'utf8')::jsonb -> 'args' -> 0 ->> 'id' FROM callboard.items AS i"
+        "SELECT i.args FROM callboard.items AS i"
         " JOIN callboard.jobs AS j ON j.id = i.job_id WHERE j.actor = 'told' AND j.standing_on IS NOT NULL"
     )
-    return Counter(row[0] for row in rows)
+    return Counter(decode_args(args)[0][0]["id"] for (args,) in rows)
 
 
 def ids(scenario: Scenario, kind: str) -> set[str]:

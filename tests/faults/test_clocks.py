@@ -2,12 +2,12 @@
 back.
 """
 
-import json
 from contextlib import suppress
 from typing import Any
 
 from psycopg.errors import DeadlockDetected, IdleInTransactionSessionTimeout, LockNotAvailable
 
+from callboard.middleware.message.envelope import decode_args
 from callboard.sql.pool import connect, transaction
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario, mixed
 from tests.support.workers import wait_until
@@ -54,7 +54,7 @@ def delays(scenario: Scenario, job: int) -> tuple[list[float], list[float]]:
     for item, attempt, start, end in rows:
         began[item, attempt], ended[item, attempt] = start, end
     parents = {
-        item: json.loads(args)["args"][0]
+        item: decode_args(args)[0][0]
         for item, args in scenario.sql("SELECT item, args FROM callboard.items WHERE job_id = %s", job)
     }
     children = [item for item in parents if item >= LATE]

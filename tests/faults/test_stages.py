@@ -1,6 +1,5 @@
 """Jobs of stages: workers die while a stage is made and between two stages, and actions come meanwhile."""
 
-import json
 import random
 import time
 from collections import Counter
@@ -9,6 +8,7 @@ from contextlib import suppress
 import callboard
 from callboard import Stage
 from callboard.commands.services import Server
+from callboard.middleware.message.envelope import decode_args
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -56,8 +56,8 @@ def prove(scenario: Scenario, job: callboard.Job, count: int = ITEMS) -> dict[st
         scenario.sql("SELECT args FROM callboard.items WHERE job_id = %s ORDER BY item", stage["job"])
         for stage in found["stages"][1:]
     )
-    assert [json.loads(args)["kwargs"]["number"] for (args,) in second] == list(range(2 * count))
-    assert json.loads(last[0][0])["args"] == [sum(range(2 * count))]
+    assert [decode_args(args)[1]["number"] for (args,) in second] == list(range(2 * count))
+    assert decode_args(last[0][0])[0] == (sum(range(2 * count)),)
     scenario.assert_counters_true()
     return runs
 

@@ -13,6 +13,7 @@ import pytest
 
 import callboard
 from callboard.commands.services import Process
+from callboard.middleware.message.envelope import decode_args
 from tests.faults.rig.scenario import TIMEOUT, Scenario
 from tests.faults.rig.submitter import CHUNK, GATE, KILL, SEND_STAGES, SENDS, STAGES
 from tests.support.forked import ForkedProcess
@@ -110,7 +111,7 @@ def test_a_sender_killed_at_every_stage_loses_nothing_that_it_sent(scenario: Sce
     assert wait_until(lambda: len(set(*scenario.sql(counts))) == 1, TIMEOUT)
     assert wait_until(lambda: scenario.sql("SELECT count(*) FROM callboard.outbox") == [(0,)], TIMEOUT)
     scenario.assert_counters_true()
-    stored = [json.loads(args)["args"][0] for (args,) in scenario.sql("SELECT args FROM callboard.items")]
+    stored = [decode_args(args)[0][0] for (args,) in scenario.sql("SELECT args FROM callboard.items")]
     told = [int(line) for process in dying.values() for line in process.log.read_text().splitlines()]
     assert len(stored) == len(set(stored))
     assert set(told) <= set(stored)
@@ -146,7 +147,7 @@ def test_killed_again_and_again_while_it_stores_and_publishes(scenario: Scenario
         runs = scenario.assert_completed(job, total=items, watcher=watcher)
     assert killed >= 2
     arguments = scenario.sql("SELECT item, args FROM callboard.items WHERE job_id = %s ORDER BY item", job.id)
-    assert [json.loads(args)["kwargs"]["number"] for _, args in arguments] == list(range(items))
+    assert [decode_args(args)[1]["number"] for _, args in arguments] == list(range(items))
     print(f"{killed} kills, {runs.total()} runs of {items} items, {scenario.run_log.repeated(job.id)} twice")
 
 
