@@ -294,27 +294,33 @@ CREATE TRIGGER note_stage_change AFTER UPDATE OF started_at, finished_at, stoppi
 -- would not be heap-only.
 CREATE TABLE callboard.items (
     job_id           bigint NOT NULL,
-    sent_at          timestamptz,                -- when a plain send or a child was sent; NULL: a bulk item
+    sent_at          timestamptz,                -- when a plain send or a child was sent; NULL: a bulk item, published by the
+                                                 -- watermark
     started_at       timestamptz,                -- of the last attempt that ended
     finished_at      timestamptz,
     item             integer NOT NULL CHECK (item >= 0),
     attempt          integer NOT NULL DEFAULT 1 CHECK (attempt >= 1),  -- the next, the running, or the last attempt
     state            callboard.item_state NOT NULL DEFAULT 'waiting',
-    state_before     callboard.item_state,       -- the state left by the last transition, read as locked
     worker           integer,                    -- whose outcome was the last recorded
-    lease            integer,                    -- of a send: its process published it under this; see send_leases
-    crashes          smallint NOT NULL DEFAULT 0,  -- deaths of workers charged to it
+    lease            integer,                    -- of a send that waits: its process publishes it under this; see send_leases
+    crashes          smallint,                   -- deaths of workers charged to it; NULL: none
     crashes_dropped  smallint,                   -- charged to it until it ended by itself; NULL: none
+    message_uuid     uuid,                       -- the id of a send's message, as Dramatiq makes them,
+    message_id       text,                       -- or one that is no UUID; a bulk item has "job_id-item"
     actor            text,                       -- NULL: the job's
     queue            text,                       -- NULL: the job's
-    message_id       text,                       -- NULL: a bulk item, published by the watermark as "job_id-item"
     item_key         text,                       -- unique within the job
-    args             bytea NOT NULL,             -- {"args": […], "kwargs": {…}} as the app's encoder wrote it
+    args             bytea NOT NULL,             -- as the app's encoder wrote them: see sql/call_bytes.py
     options          bytea,                      -- the message's own options, likewise; NULL: none
     retry_options    bytea,                      -- of the last retry, until the item is final: for a copy sent later
     PRIMARY KEY (job_id, item),
     CONSTRAINT items_finished CHECK ((finished_at IS NOT NULL) = (state NOT IN ('waiting', 'retrying')))
 ) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.05);  -- a page has room for the end of each of its items
+
+-- The id of a message, if it is a UUID that is written in the usual way: then it reads the same again.
+CREATE FUNCTION callboard.uuid_of(message_id text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN message_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN message_id::uuid END
+$$;
 
 CREATE UNIQUE INDEX items_by_key ON callboard.items (job_id, item_key) WHERE item_key IS NOT NULL;
 

@@ -7,8 +7,8 @@
 -- Rows: Claim; none: no such item. A holder that only has not beaten for a while counts as living here: after an outage
 -- nobody has. The sweep knows better, and answers for it.
 WITH found AS MATERIALIZED (
-    SELECT state, attempt, crashes, attempt = %(attempt)s AND state IN ('waiting', 'retrying') AS open,
-           crashes < %(MAX_CRASHES)s - 1 OR %(alone)s AS ready
+    SELECT state, attempt, coalesce(crashes, 0) AS crashes, attempt = %(attempt)s AND state IN ('waiting', 'retrying') AS open,
+           coalesce(crashes, 0) < %(MAX_CRASHES)s - 1 OR %(alone)s AS ready
     FROM callboard.items, {lock_wait}
     WHERE job_id = %(job)s AND item = %(item)s FOR NO KEY UPDATE OF items
 ), held AS (
@@ -142,7 +142,7 @@ WITH held AS (
     FROM open JOIN callboard.outbox AS o ON o.job_id = open.job_id AND o.item = open.item
     ORDER BY o.job_id, o.item FOR UPDATE OF o
 ), waiting AS (
-    UPDATE callboard.items AS i SET state_before = i.state, state = 'waiting'
+    UPDATE callboard.items AS i SET state = 'waiting'
     FROM open AS o WHERE i.job_id = o.job_id AND i.item = o.item AND o.state = 'retrying'
     RETURNING i.job_id
 ), parked AS (

@@ -39,9 +39,9 @@ WHERE j.id = c.id
 -- Each row of the outbox looks up its item: to join them, the planner may compare all of a job that it doesn't know.
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE o.in_turn) AS in_turn, count(*) FILTER (WHERE i.state = 'retrying') AS parked,
-           count(*) FILTER (WHERE o.first AND i.message_id IS NOT NULL) AS to_come
+           count(*) FILTER (WHERE o.first AND i.sent_at IS NOT NULL) AS to_come
     FROM callboard.outbox AS o CROSS JOIN LATERAL (
-        SELECT state, message_id FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+        SELECT state, sent_at FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
     ) AS i
     WHERE o.job_id = k.id
 ) AS o
@@ -55,7 +55,7 @@ CROSS JOIN LATERAL (
            count(i.finished_at) AS ended,
            coalesce(sum(i.crashes), 0)::bigint AS crashes,
            (SELECT count(v.unkept) FROM callboard.results AS v WHERE v.job_id = k.id) AS unkept,
-           count(*) FILTER (WHERE i.message_id IS NOT NULL OR i.item < k.watermark) - o.to_come AS published,
+           count(*) FILTER (WHERE i.sent_at IS NOT NULL OR i.item < k.watermark) - o.to_come AS published,
            o.in_turn, o.parked
     FROM callboard.items AS i WHERE i.job_id = k.id
 ) AS c

@@ -215,7 +215,7 @@ sized AS (
 -- part: outgoing
 -- The messages that `claimed` has. Rows: Outgoing.
 SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.actor), coalesce(i.queue, j.queue),
-       coalesce(i.message_id, c.job_id || '-' || c.item), i.args,
+       coalesce(i.message_uuid::text, i.message_id, c.job_id || '-' || c.item), i.args,
        coalesce(c.options, i.retry_options, i.options),
        coalesce(c.sent_ms, (extract(epoch FROM i.sent_at) * 1000)::bigint), c.id, c.dead,
        j.standing_on IS NOT NULL
@@ -229,7 +229,7 @@ SELECT item, attempt, args, options FROM (
     SELECT item, attempt, args, coalesce(retry_options, options) AS options,
            sum({message_bytes}) OVER (ORDER BY item) - {message_bytes} AS before
     FROM callboard.items AS i
-    WHERE job_id = %(job)s AND item >= %(start)s AND item < %(end)s AND message_id IS NULL
+    WHERE job_id = %(job)s AND item >= %(start)s AND item < %(end)s AND sent_at IS NULL
 ) AS i
 WHERE before < %(bytes)s ORDER BY item
 
@@ -397,7 +397,7 @@ WITH sent AS (
 ), counted AS (
     UPDATE callboard.outbox AS o SET first = false, in_turn = false FROM kept AS k WHERE o.id = k.id
 ), moved AS (
-    UPDATE callboard.items AS i SET state_before = i.state, state = 'waiting'
+    UPDATE callboard.items AS i SET state = 'waiting'
     FROM gone AS g WHERE i.job_id = g.job_id AND i.item = g.item AND g.waits
     RETURNING i.job_id
 ), delta AS (

@@ -396,7 +396,7 @@ WITH job AS (
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s
        AND i.item >= greatest(%(after)s + 1, (SELECT watermark FROM job)) AND i.item < (SELECT bulk_end FROM job)
-       AND i.message_id IS NULL AND i.state = 'waiting'
+       AND i.sent_at IS NULL AND i.state = 'waiting'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
@@ -405,7 +405,7 @@ WITH job AS (
        AND CASE %(state)s::text
            WHEN 'succeeded' THEN i.state = 'succeeded'
            WHEN 'queued' THEN
-               i.state = 'waiting' AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
+               i.state = 'waiting' AND (i.sent_at IS NOT NULL OR i.item < (SELECT watermark FROM job))
                AND NOT EXISTS (SELECT FROM callboard.outbox AS o
                                WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.in_turn) OFFSET 0)
                AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
@@ -430,9 +430,9 @@ SELECT page.item,
             WHEN r.item IS NOT NULL THEN 'running'
             WHEN job.ends THEN 'cancelled'
             WHEN i.state = 'retrying' THEN 'retrying'
-            WHEN o.first OR o.in_turn OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
+            WHEN o.first OR o.in_turn OR i.sent_at IS NULL AND i.item >= job.watermark THEN 'pending'
             ELSE 'queued' END AS state,
-       coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
+       coalesce(r.attempt, i.attempt) AS attempt, coalesce(i.crashes, 0) AS crashes, r.step,
        r.progress_done, r.progress_total, r.stack, coalesce(r.worker, i.worker) AS worker,
        coalesce(first.started_at, r.started_at, i.started_at) AS first_started_at,
        coalesce(r.started_at, i.started_at) AS started_at, i.finished_at, i.sent_at,

@@ -2,7 +2,7 @@
 -- What ended, and everything that belongs to it, in one statement and so in one transaction.
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
 -- ended -> completed, or failed if it passed its max_failures.
--- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`state_before`).
+-- Guard: the row still carries the attempt that ended and is not final, as they are locked (`state_before`).
 -- The deaths that were charged to an item are dropped when it ends by itself: a neighbour was to blame, or it passed.
 -- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
@@ -18,23 +18,23 @@ WITH event AS (
     FROM {Event} AS e, {lock_wait}
 ), locked_items AS (
     -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
-    SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
+    SELECT e.*, i.state AS state_before, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), moved AS (
     UPDATE callboard.items AS i
-    SET state_before = i.state,
-        state = e.state,
+    SET state = e.state,
         attempt = i.attempt + (e.state = 'retrying')::int,
-        crashes = CASE WHEN e.state = 'retrying' OR e.charged > 0 THEN i.crashes + e.charged ELSE 0 END,
-        crashes_dropped = CASE WHEN e.state <> 'retrying' AND e.charged = 0 THEN nullif(i.crashes, 0) END,
+        crashes = CASE WHEN e.state = 'retrying' OR e.charged > 0 THEN nullif(coalesce(i.crashes, 0) + e.charged, 0) END,
+        crashes_dropped = CASE WHEN e.state <> 'retrying' AND e.charged = 0 THEN i.crashes END,
         worker = e.worker,
+        lease = NULL,
         started_at = now() - make_interval(secs => e.age + e.elapsed),
         finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END,
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM locked_items AS e
     WHERE i.job_id = e.job AND i.item = e.item AND e.open
-    RETURNING i.job_id, i.item, i.queue, i.state_before, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
+    RETURNING i.job_id, i.item, i.queue, e.state_before, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
               e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place, e.failure_pattern AS pattern,
               e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result, e.unkept
@@ -139,8 +139,8 @@ WITH event AS (
     SET attempt = excluded.attempt, due_at = excluded.due_at, options = excluded.options,
         sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL, dead = excluded.dead
 ), children AS (
-    INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at)
-    SELECT b.job, c.first_born + b.place - 1, b.actor, b.queue, b.message_id, b.args, b.options,
+    INSERT INTO callboard.items (job_id, item, actor, queue, message_uuid, message_id, args, options, sent_at)
+    SELECT b.job, c.first_born + b.place - 1, b.actor, b.queue, {message_ids}, b.args, b.options,
            to_timestamp(b.sent_ms / 1000.0)
     FROM born AS b JOIN counted AS c ON c.id = b.job
 ), childrens_messages AS (

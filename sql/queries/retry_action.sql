@@ -89,7 +89,7 @@ WITH job AS (
           AND (i.state = 'cancelled' AND j.cancelled AND (%(items)s::int[] IS NULL OR i.item = ANY(%(items)s::int[]))
                OR i.state = 'retrying' AND j.goes_on
                OR i.state = 'waiting' AND j.goes_on
-                  AND (NOT %(whole)s OR i.message_id IS NOT NULL OR i.item < j.watermark))
+                  AND (NOT %(whole)s OR i.sent_at IS NOT NULL OR i.item < j.watermark))
         OFFSET 0
     ) AS i WHERE j.cancelled OR j.goes_on
 ), held AS (
@@ -114,13 +114,13 @@ WHERE j.id = %(job)s AND j.finished_at IS NOT NULL AND j.deleted_at IS NULL FOR 
 -- Transition: waiting | retrying -> cancelled. Caller: retry, under the job's lock. Rows: none, counted.
 -- The numbers are hashed, however many: so the planner guesses ten of what it gets from a subquery. An array as it is
 -- would be gone through for each item, by a plan that is kept for any, and by PostgreSQL 14.
-UPDATE callboard.items SET state_before = state, state = 'cancelled', finished_at = now(), retry_options = NULL
+UPDATE callboard.items SET state = 'cancelled', finished_at = now(), retry_options = NULL
 WHERE job_id = %(job)s AND state IN ('waiting', 'retrying') AND item NOT IN (SELECT unnest((SELECT %(keep)s::int[])))
 
 -- name: reset_retrying
 -- Items of a stopped job that waited for a retry go on without waiting. Transition: retrying -> waiting.
 -- Caller: retry, under the job's lock.
-UPDATE callboard.items SET state_before = state, state = 'waiting' WHERE job_id = %(job)s AND state = 'retrying'
+UPDATE callboard.items SET state = 'waiting' WHERE job_id = %(job)s AND state = 'retrying'
 
 -- name: clear_outbox
 -- What was to be published for a stopped job, and may be under way with its old epoch, is not counted on;
@@ -138,7 +138,7 @@ SELECT count(*) FILTER (WHERE first) FROM gone
 -- in RabbitMQ still, so they are suspect. Caller: retry, under the job's lock. Rows: none, counted.
 INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
 SELECT i.job_id, i.item, i.attempt, coalesce(i.queue, ''), 'infinity', false, true, true FROM callboard.items AS i
-WHERE i.job_id = %(job)s AND i.state = 'waiting' AND (i.message_id IS NOT NULL OR i.item < %(below)s)
+WHERE i.job_id = %(job)s AND i.state = 'waiting' AND (i.sent_at IS NOT NULL OR i.item < %(below)s)
 ORDER BY i.item
 
 -- name: retry_ended_items
@@ -178,14 +178,14 @@ WITH chosen AS (
     WHERE %(locked)s
     FOR NO KEY UPDATE OF i SKIP LOCKED
 ), ended AS MATERIALIZED (
-    SELECT job_id, item, crashes FROM (SELECT * FROM waited UNION ALL SELECT * FROM at_once) AS locked
+    SELECT job_id, item, state, crashes FROM (SELECT * FROM waited UNION ALL SELECT * FROM at_once) AS locked
     WHERE still AND state IN ('failed', 'skipped', 'cancelled') AND state::text = ANY (%(states)s::text[])
 ), moved AS (
     UPDATE callboard.items AS i
-    SET state_before = i.state, state = 'waiting', attempt = i.attempt + (i.state <> 'cancelled')::int,
-        crashes = 0, finished_at = NULL, retry_options = NULL
+    SET state = 'waiting', attempt = i.attempt + (e.state <> 'cancelled')::int,
+        crashes = NULL, finished_at = NULL, retry_options = NULL
     FROM ended AS e WHERE i.job_id = e.job_id AND i.item = e.item
-    RETURNING i.job_id, i.item, i.attempt, i.queue, i.state_before, e.crashes
+    RETURNING i.job_id, i.item, i.attempt, i.queue, e.state AS state_before, e.crashes
 ), retried AS (
     SELECT a.kind, a.error_type, a.place, a.pattern, count(*) AS count
     FROM moved AS m

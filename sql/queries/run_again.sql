@@ -14,6 +14,6 @@ SELECT total FROM callboard.jobs WHERE id = %(source)s AND finished_at IS NOT NU
 INSERT INTO callboard.items (job_id, item, item_key, args)
 SELECT %(job)s, %(total)s + row_number() OVER (ORDER BY i.item) - 1, i.item_key, i.args
 FROM callboard.items AS i
-WHERE i.job_id = %(source)s AND i.item >= %(low)s AND i.item < %(high)s AND i.message_id IS NULL
+WHERE i.job_id = %(source)s AND i.item >= %(low)s AND i.item < %(high)s AND i.sent_at IS NULL
   AND (%(states)s::text[] IS NULL
        OR CASE WHEN i.state IN ('waiting', 'retrying') THEN 'cancelled' ELSE i.state::text END = ANY (%(states)s::text[]))

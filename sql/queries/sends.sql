@@ -54,11 +54,12 @@ WITH new AS (
     SELECT n.*, (%(child)s::bool[])[n.nth] AS child
     FROM {NewItem} AS n, {send_lock_wait}
 ), locked AS (
-    SELECT j.id, j.total, j.published, j.sealed,
+    SELECT j.id, j.actor, j.queue, j.total, j.published, j.sealed,
            {takes_sends} AS takes, %(publishing)s AND {goes_at_once} AS goes
     FROM callboard.jobs AS j WHERE j.id IN (SELECT job FROM new) ORDER BY j.id FOR NO KEY UPDATE OF j
 ), taken AS (
-    SELECT n.*, l.goes AND n.delay = 0 AND n.published IS NOT TRUE AS goes,
+    SELECT n.*, nullif(n.actor, l.actor) AS its_actor, nullif(n.queue, l.queue) AS its_queue,
+           l.goes AND n.delay = 0 AND n.published IS NOT TRUE AS goes,
            l.total + row_number() OVER (PARTITION BY n.job ORDER BY n.nth) - 1 AS item
     FROM new AS n JOIN locked AS l ON l.id = n.job WHERE l.takes AND (n.child OR NOT l.sealed)
 ), held AS (
@@ -72,8 +73,8 @@ WITH new AS (
     SELECT t.*, CASE WHEN t.goes THEN l.id END AS lease
     FROM taken AS t LEFT JOIN (SELECT * FROM held UNION ALL SELECT * FROM opened) AS l ON l.job_id = t.job
 ), stored AS (
-    INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key, lease)
-    SELECT job, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), key, lease FROM placed
+    INSERT INTO callboard.items (job_id, item, actor, queue, message_uuid, message_id, args, options, sent_at, item_key, lease)
+    SELECT job, item, its_actor, its_queue, {message_ids}, args, options, to_timestamp(sent_ms / 1000.0), key, lease FROM placed
 ), grown AS (
     UPDATE callboard.jobs AS j
     SET total = l.total + t.items, published = l.published + t.published, updated_at = now()
@@ -83,7 +84,7 @@ WITH new AS (
     WHERE j.id = l.id
 ), queued AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first)
-    SELECT job, item, 1, queue, now() + make_interval(secs => delay), true FROM taken WHERE published IS NOT TRUE AND NOT goes
+    SELECT job, item, 1, coalesce(its_queue, ''), now() + make_interval(secs => delay), true FROM taken WHERE published IS NOT TRUE AND NOT goes
 )
 SELECT nth, item, lease FROM placed
 
@@ -104,16 +105,20 @@ WITH locked AS (
 ), grown AS (
     UPDATE callboard.jobs AS j SET total = j.total + 1, published = j.published + 1, updated_at = now()
     FROM held WHERE j.id = %(job)s
-    RETURNING j.id, j.total - 1 AS item, held.id AS lease
+    RETURNING j.id, j.actor, j.queue, j.total - 1 AS item, held.id AS lease, %(message_id)s::text AS message_id
 )
-INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key, lease)
-SELECT id, item, %(actor)s, %(queue)s, %(message_id)s, %(args)b, %(options)b, to_timestamp(%(sent_ms)s / 1000.0), %(key)s, lease
+INSERT INTO callboard.items (job_id, item, actor, queue, message_uuid, message_id, args, options, sent_at, item_key, lease)
+SELECT id, item, nullif(%(actor)s, actor), nullif(%(queue)s, queue), {message_ids}, %(args)b, %(options)b, to_timestamp(%(sent_ms)s / 1000.0), %(key)s, lease
 FROM grown
 RETURNING item
 
 -- part: send_lock_wait
 -- As `lock_wait` does it, for SEND_LOCK_WAIT_SECONDS.
 (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+
+-- part: message_ids
+-- The columns message_uuid and message_id of an item whose message has the id `message_id`.
+callboard.uuid_of(message_id), CASE WHEN callboard.uuid_of(message_id) IS NULL THEN message_id END
 
 -- part: takes_sends
 -- Whether the job `j` is one that plain sends go into, which may be sealed.

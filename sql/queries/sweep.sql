@@ -287,7 +287,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT i.item, i.attempt, i.queue FROM callboard.items AS i
     WHERE i.job_id = r.job_id AND i.item >= r.low AND i.item < r.high AND i.state = 'waiting'
-      AND (i.message_id IS NOT NULL OR i.item < j.watermark)
+      AND (i.sent_at IS NOT NULL OR i.item < j.watermark)
       AND (i.lease IS NULL OR i.lease NOT IN (SELECT id FROM callboard.send_leases))  -- hashed
       AND (i.job_id, i.item) NOT IN (SELECT job_id, item FROM held)  -- hashed
       AND (o.first IS NULL
@@ -331,7 +331,7 @@ SELECT EXISTS (
         WHERE i.job_id = m.job_id AND i.item >= m.low + (h.high - m.low) * nth / 8 AND i.item < h.high
         ORDER BY i.item LIMIT 3
     ) AS i
-    WHERE h.high > m.low AND (i.message_id IS NULL OR i.item >= m.total) AND coalesce(i.queue, j.queue) = %(queue)s
+    WHERE h.high > m.low AND (i.sent_at IS NULL OR i.item >= m.total) AND coalesce(i.queue, j.queue) = %(queue)s
       AND (i.state NOT IN ('waiting', 'cancelled') OR i.attempt > 1
            OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item))
 )

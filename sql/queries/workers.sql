@@ -153,7 +153,7 @@ AND (beat_at < now() - make_interval(secs => %(SILENT_SECONDS)s)
 -- What a dead worker held, with the crashes of each item, and what was decided of it in an earlier transaction of the rescue:
 -- not of an earlier death, after which the worker came back to life. Caller: the rescue, in order of key.
 -- Rows: Held.
-SELECT r.job_id, r.item, r.attempt, i.crashes, extract(epoch FROM now() - r.started_at)::float8,
+SELECT r.job_id, r.item, r.attempt, coalesce(i.crashes, 0), extract(epoch FROM now() - r.started_at)::float8,
        extract(epoch FROM w.beat_at - r.started_at)::float8, CASE WHEN w.died_at < now() THEN r.crash_limit END
 FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item) JOIN callboard.workers AS w ON w.id = r.worker
 WHERE r.worker = %(worker)s ORDER BY r.job_id, r.item

@@ -16,7 +16,7 @@ CHUNK = 100_000
 
 FAILED = """
 WITH failed AS (
-    UPDATE callboard.items SET state_before = state, state = 'failed', finished_at = now(), started_at = now()
+    UPDATE callboard.items SET state = 'failed', finished_at = now(), started_at = now()
     WHERE job_id = %(job)s RETURNING item
 ), counted AS (
     UPDATE callboard.jobs SET failed = total, state = 'completed', published = total, watermark = bulk_end,

@@ -13,7 +13,9 @@ from tests.support.workers import wait_until
 WAYS = ("exit", "segfault", "kill")
 ITEMS = 100
 #: What the record says of each item.
-STANDING = "SELECT item, state::text, attempt, crashes FROM callboard.items WHERE job_id = %s ORDER BY item"
+STANDING = (
+    "SELECT item, state::text, attempt, coalesce(crashes, 0) FROM callboard.items WHERE job_id = %s ORDER BY item"
+)
 
 #: Why an item was given up.
 TOLD = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from callboard.commands.services import Process
+from callboard.sql.call_bytes import unpacked
 from tests.faults.rig.run_log import RunLog
 from tests.faults.rig.scenario import Scenario, fate
 from tests.faults.soak.sender import sent
@@ -29,8 +30,8 @@ PAUSE = 1.0
 #: How an item should end, by its fate.
 ENDS = {"succeed": "succeeded", "retry": "succeeded", "fail": "failed", "skip": "skipped"}
 ITEMS = """
-SELECT j.id, i.item, coalesce(j.key, ''), coalesce(i.actor, j.actor), i.args, coalesce(i.message_id, ''),
-       i.state::text,
+SELECT j.id, i.item, coalesce(j.key, ''), coalesce(i.actor, j.actor), i.args,
+       coalesce(i.message_uuid::text, i.message_id, ''), i.state::text,
        EXISTS (SELECT FROM callboard.attempts AS a WHERE a.job_id = i.job_id AND a.item = i.item
                AND a.attempt = i.attempt AND a.kind = 'crashed')
 FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
@@ -138,7 +139,7 @@ class Load:
         return [
             Found(what, state, wanted, runs[job, item], died and state == "failed")
             for job, item, key, actor, args, message, state, died in self.scenario.sql(ITEMS)
-            for what, wanted in [_named(key, actor, json.loads(bytes(args)), message)]
+            for what, wanted in [_named(key, actor, json.loads(unpacked(bytes(args))), message)]
         ]
 
     def wanted(self, found: list[Found]) -> tuple[Counter[Hashable], set[Hashable]]:

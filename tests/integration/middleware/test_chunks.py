@@ -97,9 +97,7 @@ def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(pipeline: Pi
     job = pipeline.submit("together", *({"number": n} for n in range(4)), chunk=4)
     pipeline.ended(job)
     pipeline.conn.execute(
-        "UPDATE callboard.items SET state = 'waiting', state_before = NULL, finished_at = NULL"
-        " WHERE job_id = %s AND item > 0",
-        (job.id,),
+        "UPDATE callboard.items SET state = 'waiting', finished_at = NULL WHERE job_id = %s AND item > 0", (job.id,)
     )
     pipeline.conn.execute("DELETE FROM callboard.results WHERE job_id = %s AND item > 0", (job.id,))
     pipeline.conn.execute(

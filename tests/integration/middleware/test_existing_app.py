@@ -38,7 +38,7 @@ def item_of(pipeline: Pipeline, message_id: str) -> tuple[Any, ...]:
     found: list[tuple[Any, ...]] = []
 
     def look() -> bool:
-        where = "SELECT job_id, item FROM callboard.items WHERE message_id = %s"
+        where = "SELECT job_id, item FROM callboard.items WHERE message_uuid = %s"
         found.extend(pipeline.conn.execute(where, (message_id,)))
         return bool(found)
 
@@ -93,7 +93,7 @@ def test_a_dead_letter_of_another_producer_is_a_retry_of_its_item_the_day_after(
     put(pipeline, next_one.encode())
     assert item_of(pipeline, next_one.message_id)[0] != job
     put(pipeline, body, properties)
-    states = "SELECT job_id, item, state::text FROM callboard.items WHERE message_id = %s"
+    states = "SELECT job_id, item, state::text FROM callboard.items WHERE message_uuid = %s"
     expected = [(job, item, "succeeded")]
     assert wait_until(lambda: pipeline.conn.execute(states, (message.message_id,)).fetchall() == expected, TIMEOUT)
     assert [attempt for i, attempt, _ in pipeline.runs(job) if i == item] == [1, 2]
@@ -108,5 +108,5 @@ def test_the_retry_of_an_item_that_a_stock_worker_ran_is_that_items(pipeline: Pi
         channel.basic_publish("", "default.DQ", message.encode())
     assert job.wait(TIMEOUT)["succeeded"] == 1
     assert pipeline.conn.execute(
-        "SELECT count(*) FROM callboard.items WHERE message_id = %s", (message.message_id,)
+        "SELECT count(*) FROM callboard.items WHERE message_uuid = %s", (message.message_id,)
     ).fetchone() == (0,)

@@ -81,7 +81,7 @@ class App:
     def copy(self, message: dramatiq.Message[Any]) -> None:
         """Publish another copy of a message that was sent."""
         row = self.conn.execute(
-            "SELECT job_id, item FROM callboard.items WHERE message_id = %s", (message.message_id,)
+            "SELECT job_id, item FROM callboard.items WHERE message_uuid = %s", (message.message_id,)
         ).fetchone()
         assert row is not None
         mark = Stamp(row[0], row[1], 1, suspect=True).option()

@@ -156,7 +156,7 @@ def test_each_message_counts_once_over_many_midnights(
                 pipeline.worker.start()
         ended = "SELECT count(*) FROM callboard.items WHERE state = 'succeeded'"
         assert wait_until(lambda: pipeline.conn.execute(ended).fetchone() == (len(sent),), TIMEOUT)
-        found = [row[0] for row in pipeline.conn.execute("SELECT message_id FROM callboard.items")]
+        found = [row[0] for row in pipeline.conn.execute("SELECT message_uuid::text FROM callboard.items")]
         assert sorted(found) == sorted(sent)
         # What was recorded after the last midnight is in a job of today, which goes on.
         open_days = (

@@ -495,7 +495,8 @@ def put(pipeline: Pipeline, *bodies: bytes) -> None:
 
 def items_of(pipeline: Pipeline, message_id: str) -> list[tuple[int, int, str]]:
     found = pipeline.conn.execute(
-        "SELECT job_id, item, state::text FROM callboard.items WHERE message_id = %s", (message_id,)
+        "SELECT job_id, item, state::text FROM callboard.items WHERE %s IN (message_uuid::text, message_id)",
+        (message_id,),
     )
     return [(row[0], row[1], row[2]) for row in found]
 
@@ -592,8 +593,9 @@ def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(pipeline: Pipeline
         for one in (broken, message):
             channel.basic_publish("", "default.DQ", one.encode(), pika.BasicProperties(delivery_mode=2))
     due = (
-        "SELECT i.queue FROM callboard.items AS i JOIN callboard.outbox AS o USING (job_id, item)"
-        " WHERE i.message_id = %s AND o.due_at > now() + interval '50 minutes'"
+        "SELECT coalesce(i.queue, j.queue) FROM callboard.items AS i JOIN callboard.outbox AS o USING (job_id, item)"
+        " JOIN callboard.jobs AS j ON j.id = i.job_id"
+        " WHERE i.message_uuid = %s AND o.due_at > now() + interval '50 minutes'"
     )
     assert wait_until(lambda: pipeline.conn.execute(due, (message.message_id,)).fetchone() == ("default",), TIMEOUT)
     pipeline.dead_letter(lambda _, body: body == broken.encode())

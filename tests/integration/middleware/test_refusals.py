@@ -504,7 +504,7 @@ def test_the_other_items_of_a_dead_worker_run_again(how: str, conn: Conn, databa
 
 def test_a_death_is_not_charged_to_more_items_since_one_of_them_was_locked(conn: Conn, database_url: str) -> None:
     guilty, innocent, late = make_job(conn, 1), make_job(conn, 1), make_job(conn, 1)
-    dead, crashes = [make_worker(conn) for _ in range(2)], "SELECT job_id, crashes FROM callboard.items"
+    dead, crashes = [make_worker(conn) for _ in range(2)], "SELECT job_id, coalesce(crashes, 0) FROM callboard.items"
     run(conn, guilty, [0], worker=dead[0])
     workers.stop_worker(conn, dead[0])
     assert rescue(conn, dead[0]) == 1

@@ -584,6 +584,6 @@ def test_a_send_without_a_database_raises_and_sends_nothing(
                 broker.get_actor("work").send(2)
         monkeypatch.setattr(sending, "SEND_SECONDS", TIMEOUT)
         after = broker.get_actor("work").send(3)
-        stored = [row[0] for row in conn.execute("SELECT message_id FROM callboard.items ORDER BY item")]
+        stored = [row[0] for row in conn.execute("SELECT message_uuid::text FROM callboard.items ORDER BY item")]
         assert after.message_id in stored
         assert len(stored) <= 2  # the first was being stored; the second was withdrawn

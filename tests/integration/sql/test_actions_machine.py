@@ -185,7 +185,7 @@ class Controlled(Tracking):
             """
             SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
             WHERE i.finished_at IS NULL AND j.finished_at IS NULL AND j.stopping IS NULL
-              AND NOT (i.message_id IS NULL AND i.item >= j.watermark)
+              AND NOT (i.sent_at IS NULL AND i.item >= j.watermark)
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE (o.job_id, o.item) = (i.job_id, i.item))
               AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE (r.job_id, r.item) = (i.job_id, i.item))
             """

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -29,6 +30,7 @@ from callboard.middleware.attempts.claim import claim
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue, rescue_of_host
+from callboard.middleware.message.envelope import encode_args
 from callboard.middleware.process.run_file import DeadProcess, RunFile
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, transaction
@@ -243,7 +245,7 @@ class Tracking(RuleBasedStateMachine):
             """
             SELECT i.job_id, i.item, i.state::text FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
             WHERE i.finished_at IS NULL
-              AND NOT (i.message_id IS NULL AND i.item >= j.watermark)
+              AND NOT (i.sent_at IS NULL AND i.item >= j.watermark)
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE (o.job_id, o.item) = (i.job_id, i.item))
               AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE (r.job_id, r.item) = (i.job_id, i.item))
             """
@@ -335,6 +337,53 @@ def test_the_ends_of_items_change_no_index(conn: Conn) -> None:
             " FROM (SELECT 'callboard.items'::regclass) AS items (t)"
         ).fetchone()
     assert updated == (1000, 1000)
+
+
+def test_a_plain_send_takes_at_most_250_bytes_over_its_life_and_its_end_changes_no_index(conn: Conn) -> None:
+    job, count = sends.standing_job(conn, "work", "default"), 6000
+    new = [NewItem(job, "work", "default", str(uuid4()), encode_args((n,), {}), None, 5) for n in range(count)]
+    assert all(sends.add_items(conn, new, publishing=True))
+    with transaction(conn):  # so no old version makes room
+        record(conn, job, {"succeeded": range(count)}, worker=make_worker(conn))
+        found = conn.execute(
+            "SELECT pg_stat_get_xact_tuples_hot_updated(t), pg_relation_size(t) + pg_relation_size('callboard.items_pkey')"
+            " FROM (SELECT 'callboard.items'::regclass) AS items (t)"
+        ).fetchone()
+    assert found
+    assert found[0] == count
+    assert found[1] / count <= 250
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_send_is_stored_without_the_names_that_its_job_has_and_published_with_all(many: bool, conn: Conn) -> None:
+    """Its message has the id that it was sent with, however that is written."""
+    identity = str(uuid4())
+    job = sends.standing_job(conn, "work", "default")
+    given = [
+        replace(CHILD, job=job, actor=actor, queue=queue, message_id=message_id)
+        for actor, queue, message_id in [
+            ("work", "default", identity), ("work", "other", identity.upper()),
+            ("child", "default", UUID(identity).hex), ("child", "other", f"{{{identity}}}"),
+            ("work", "default", ""), ("work", "default", identity + "\n"),
+        ]
+    ]  # fmt: skip
+    [(_, lease)] = filter(None, sends.add_items(conn, [replace(CHILD, job=job)], publishing=True))
+    for new in [given] if many else [[one] for one in given]:
+        assert all(
+            place and place[1] == lease for place in sends.add_items(conn, new, publishing=True, leases=[lease or 0])
+        )
+    rows = conn.execute("SELECT actor, queue FROM callboard.items ORDER BY item").fetchall()
+    assert rows == [
+        ("child", None), (None, None), (None, "other"), ("child", None), ("child", "other"), (None, None), (None, None)
+    ]  # fmt: skip
+    conn.execute("UPDATE callboard.send_leases SET ends_at = now()")
+    assert sends.queue_lapsed_sends(conn, job, [lease or 0])
+    queues = conn.execute("SELECT DISTINCT queue FROM callboard.outbox ORDER BY queue").fetchall()
+    assert queues == [("",), ("other",)]
+    first, *out = claim_outbox(conn, 10)
+    found = {(one.item, one.actor, one.queue, one.message_id) for one in out}
+    assert found == {(n, one.actor, one.queue, one.message_id) for n, one in enumerate(given, 1)}
+    assert first.message_id == CHILD.message_id
 
 
 def test_a_flush_passes_none_of_the_versions_that_an_old_snapshot_keeps_of_its_job(
@@ -625,7 +674,7 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
         assert dead_workers(conn) == [worker]
         rescue(conn, worker)
         assert rescue(conn, worker) == 0
-    rows = conn.execute("SELECT item, state::text, crashes FROM callboard.items ORDER BY 1").fetchall()
+    rows = conn.execute("SELECT item, state::text, coalesce(crashes, 0) FROM callboard.items ORDER BY 1").fetchall()
     assert rows == [(0, "failed", 3), (1, "retrying", 0), (2, "retrying", 0)]
     error = (queries.run(conn, queries.item(job, 0)) or {})["error"]
     assert error["type"] == "WorkerDied"
@@ -649,7 +698,9 @@ def die(conn: Conn, job: int, ran: dict[int, float]) -> dict[int, tuple[str, int
         )
     conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
     rescue(conn, worker)
-    rows = conn.execute("SELECT item, state::text, crashes FROM callboard.items WHERE job_id = %s", (job,)).fetchall()
+    rows = conn.execute(
+        "SELECT item, state::text, coalesce(crashes, 0) FROM callboard.items WHERE job_id = %s", (job,)
+    ).fetchall()
     assert drift(conn) == []
     return {item: (state, crashes) for item, state, crashes in rows}
 
@@ -674,7 +725,9 @@ def test_an_item_that_had_just_begun_when_its_process_died_is_requeued_at_once(c
     for _ in range(2):
         rescue_of_host(conn, here)
         assert list(here.dead()) == []
-    rows = conn.execute("SELECT item, state::text, attempt, crashes FROM callboard.items ORDER BY 1").fetchall()
+    rows = conn.execute(
+        "SELECT item, state::text, attempt, coalesce(crashes, 0) FROM callboard.items ORDER BY 1"
+    ).fetchall()
     assert rows == [(0, "retrying", 2, 1), (1, "waiting", 1, 0)]
     assert [a["kind"] for a in queries.run(conn, queries.attempts(job, 0))] == ["crashed"]
     assert conn.execute("SELECT id FROM callboard.workers WHERE died_at IS NOT NULL").fetchall() == [(worker,)]
@@ -779,7 +832,7 @@ def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None
     ends: dict[OutcomeState, Iterable[int]] = {"succeeded": [0], "failed": [1], "skipped": [2], "retrying": [3]}
     record(conn, job, ends, attempt=2)
     record(conn, job, ends, attempt=2)
-    rows = conn.execute("SELECT item, crashes, crashes_dropped FROM callboard.items ORDER BY 1").fetchall()
+    rows = conn.execute("SELECT item, coalesce(crashes, 0), crashes_dropped FROM callboard.items ORDER BY 1").fetchall()
     assert rows == [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, None)]
     kinds = [[a["kind"] for a in queries.run(conn, queries.attempts(job, item))] for item in range(4)]
     assert kinds == [["crashed"], ["crashed", "failed"], ["crashed", "skipped"], ["crashed", "failed"]]
