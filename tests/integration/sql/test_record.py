@@ -346,7 +346,8 @@ def test_a_plain_send_takes_at_most_250_bytes_over_its_life_and_its_end_changes_
     with transaction(conn):  # so no old version makes room
         record(conn, job, {"succeeded": range(count)}, worker=make_worker(conn))
         found = conn.execute(
-            "SELECT pg_stat_get_xact_tuples_hot_updated(t), pg_relation_size(t) + pg_relation_size('callboard.items_pkey')"
+            "SELECT pg_stat_get_xact_tuples_hot_updated(t),"
+            " pg_relation_size(t) + pg_relation_size('callboard.items_pkey')"
             " FROM (SELECT 'callboard.items'::regclass) AS items (t)"
         ).fetchone()
     assert found
