@@ -33,6 +33,8 @@ TRANSIENT = (
 #: What is wrong with a database that takes no writes, and what to do.
 READ_ONLY = "the database can only be read"
 PRIMARY = "let DATABASE_URL name a server that takes writes, and no standby, or end its read-only mode"
+#: What is wrong with a database whose disk is full, and what to do.
+FULL, FREE_SPACE = "the disk of the database is full", "free space on the disk of PostgreSQL"
 #: A function that was running when an error came, in a line of its context in any language (lc_messages): of PL/pgSQL
 #: its schema, unless that is in the search path, and its name, before its arguments; of others its name in quotes.
 _LANGUAGE = re.compile(r"(PL/\w+)|SQL")
@@ -149,6 +151,8 @@ def connect_advice(error: BaseException) -> str:
     """Return what to do when a connection can't be made."""
     if re.search("connection slots|too many|no more connections", str(error)):
         return "close connections of others, raise max_connections, or let PgBouncer share them"
+    if "No space left on device" in str(error):
+        return FREE_SPACE
     return "start PostgreSQL, or correct DATABASE_URL"
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from callboard.middleware.submission.submission import SubmittedElsewhere
-from callboard.sql.errors import PRIMARY, RAISED, READ_ONLY, UserFunctionFailed, refusal
+from callboard.sql.errors import FREE_SPACE, FULL, PRIMARY, RAISED, READ_ONLY, UserFunctionFailed, refusal
 from callboard.sql.migrate import MISFIT
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchJob, NotPossible
@@ -111,6 +111,7 @@ HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
     psycopg.OperationalError: problem(503, UNREACHABLE, {"Retry-After": "1"}),
     psycopg.errors.QueryCanceled: problem(503, SLOW),
+    psycopg.errors.DiskFull: problem(503, f"{FULL}: {FREE_SPACE}"),
     psycopg.errors.ReadOnlySqlTransaction: problem(503, f"{READ_ONLY}: {PRIMARY}"),
     Busy: problem(503, BUSY, {"Retry-After": "1"}),
     NotConfigured: problem(503),

@@ -6,7 +6,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.commands.services import NotStarted
-from callboard.sql.errors import PRIMARY, READ_ONLY, connect_advice, is_connection_lost, refusal
+from callboard.sql.errors import FREE_SPACE, FULL, PRIMARY, READ_ONLY, connect_advice, is_connection_lost, refusal
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
@@ -15,6 +15,7 @@ from callboard.sql.writes.requests import NotPossible
 REFUSALS: dict[type[Exception], tuple[str, str]] = {
     psycopg.errors.InsufficientPrivilege: ("the database refuses this user", "give it the right, or use another user"),
     psycopg.errors.ReadOnlySqlTransaction: (READ_ONLY, PRIMARY),
+    psycopg.errors.DiskFull: (FULL, FREE_SPACE),
 }
 
 

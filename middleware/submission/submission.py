@@ -216,6 +216,10 @@ class Submission:
 
         try:
             self.write(write)
+        except psycopg.Error as failure:  # the sweep does it when the lease of the submission is over
+            log.warning(
+                "job %d will be marked as broken off in a while, since now that fails: %s", self.made.job, failure
+            )
         except Exception:
             log.exception("job %d can't be marked as broken off", self.made.job)
 

@@ -202,6 +202,18 @@ def test_a_submission_that_a_trigger_of_the_users_refuses_says_so(env: Env, tmp_
     assert [(job["state"], job["total"]) for job in jobs(env)] == [("failed", 0)]
 
 
+def test_a_submission_that_cant_be_marked_as_broken_off_says_so_in_a_line(env: Env, tmp_path: Path) -> None:
+    audit = "FOR EACH ROW EXECUTE FUNCTION audit()"
+    with connect(env["DATABASE_URL"]) as conn:
+        conn.execute("CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'audit'; END $$")
+        conn.execute(f"CREATE TRIGGER audit BEFORE INSERT ON callboard.items {audit}".encode())
+        conn.execute(f"CREATE TRIGGER audit BEFORE UPDATE OF reason ON callboard.jobs {audit}".encode())
+    done = run(tmp_path, "submit", ACTOR, env=env, given=b'"a"\n')
+    told, said = done.stderr.splitlines()
+    assert "will be marked as broken off in a while" in told
+    assert said.startswith("callboard: a function of this database refuses it: audit")
+
+
 def test_key_of_another_actors_job_is_refused(env: Env, tmp_path: Path) -> None:
     (tmp_path / "others.py").write_text("import dramatiq\n\n@dramatiq.actor\ndef other(): ...\n")
     env = {**env, "CALLBOARD_ACTORS": "others"}

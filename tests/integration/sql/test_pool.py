@@ -85,9 +85,11 @@ def test_only_pools_of_others_log_that_they_cannot_connect(database_url: str, ca
         "FATAL: no more connections allowed (max_client_conn)",
     ],
 )  # fmt: skip
-def test_what_to_do_about_a_server_without_free_connections(text: str) -> None:
+def test_what_to_do_about_a_server_without_free_connections_or_space(text: str) -> None:
     assert "max_connections" in connect_advice(psycopg.OperationalError(text))
     assert connect_advice(psycopg.OperationalError("Connection refused")).startswith("start PostgreSQL")
+    full = psycopg.OperationalError("FATAL: could not write init file: No space left on device")
+    assert connect_advice(full) == "free space on the disk of PostgreSQL"
 
 
 def test_only_an_error_that_may_hold_for_this_connection_closes_it(database_url: str) -> None:

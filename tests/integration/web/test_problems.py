@@ -1,9 +1,11 @@
 """Problems: a page for a browser that asks for a page, and JSON for everybody else; with the headers of any answer."""
 
 import asyncio
+import json
 from itertools import product
 
 import httpx
+import psycopg
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,6 +13,7 @@ from starlette.requests import Request
 
 from callboard.sql.pool import Conn
 from callboard.web import create_app
+from callboard.web.problems import problem_of
 from tests.support.jobs import make_job
 from tests.support.webapp import get, open_app, served
 
@@ -72,6 +75,12 @@ def test_a_database_that_takes_no_writes_is_no_bug(conn: Conn, database_url: str
     with served(open_app(f"{database_url}&options=-c%20default_transaction_read_only%3Don")) as address:
         answer = httpx.post(f"{address}/api/jobs/{job}/pause")
     assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (503, "the database can only be read")
+
+
+def test_a_full_disk_is_no_database_that_cant_be_reached() -> None:
+    answer = asyncio.run(problem_of(None, psycopg.errors.DiskFull("could not extend file")))
+    said = json.loads(bytes(answer.body))["detail"]
+    assert (answer.status_code, said) == (503, "the disk of the database is full: free space on the disk of PostgreSQL")
 
 
 def test_a_detail_that_is_no_text_is_shown(database_url: str) -> None:
