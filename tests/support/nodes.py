@@ -17,6 +17,8 @@ BOOTED = b"Server startup complete"
 #: The plugins and libraries that a node of the tests has. Measured: it looks through all that lie in the folder as it
 #: starts, which with those of a distribution takes a second of its 4.4 s of processor time.
 PLUGINS = re.compile(r"(?!rabbitmq_)|rabbitmq_(prelaunch|management|management_agent|web_dispatch)-")
+#: Those that none but the management plugin needs: without them a start takes 0.4 s less of 3.4.
+OF_MANAGEMENT = re.compile(r"rabbitmq_[mw]|amqp10_client|amqp_client|base64url|cow|eetcd|gun|jose|prometheus|quantile")
 #: What `erl_call` prints of expressions that raised nothing.
 VALUE = re.compile(r"\{ok, (.*)\}", re.DOTALL)
 #: What it says of a node that it can't reach, and how often that is tried. Nothing is evaluated then.
@@ -80,7 +82,11 @@ class Node(rabbitmq.Node):
 
     def configure(self) -> None:
         super().configure()
-        if self._management_port is not None:
+        if self._management_port is None:
+            for link in (self.files.folder / "links").iterdir():
+                if OF_MANAGEMENT.match(link.name):
+                    link.unlink()
+        else:
             (self.files.folder / "plugins").write_text("[rabbitmq_management].\n", encoding="ascii")
             with (self.files.folder / "rabbitmq.conf").open("a", encoding="ascii") as config:
                 config.write("management.tcp.ip = 127.0.0.1\n")
