@@ -60,7 +60,8 @@ def address(shared_url: str) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """An empty page. A script error or a violation of the page's policy fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 3000})  # all of a page is on screen
+    # All of a page is on screen, and nothing in it moves all the time, which would be drawn 60 times a second.
+    context = browser.new_context(viewport={"width": 1280, "height": 3000}, reduced_motion="reduce")
     context.set_default_timeout(300_000)
     page = context.new_page()
     errors: list[str] = []
