@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import resource
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from tests.support.webapp import open_app
 #: Seconds between two turns that the measure takes.
 PAUSE_SECONDS = 0.005
 #: Where Linux tells of each thread how long it ran, and how long it was ready and did not.
-THREADS = Path("/proc/self/task")
+THREADS = "/proc/self/task"
 
 
 async def measure(lags: list[float]) -> None:
@@ -37,9 +38,9 @@ def waits() -> float:
     from it meanwhile. 0 where the system does not tell.
     """
     found = 0.0
-    for thread in THREADS.glob("*/schedstat"):
-        with suppress(OSError):  # the thread has ended
-            found += int(thread.read_text(encoding="ascii").split()[1]) / 1e9
+    for thread in os.listdir(THREADS):  # noqa: PTH208 — often, with many threads: a Path takes twice the time
+        with suppress(OSError), open(f"{THREADS}/{thread}/schedstat", "rb", buffering=0) as file:  # noqa: PTH123
+            found += int(file.read().split()[1]) / 1e9  # an OSError: the thread has ended
     return found
 
 
