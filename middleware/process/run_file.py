@@ -55,10 +55,13 @@ class RunFile:
         Without a place for the file this logs why, and keeps nothing.
         """
         pid = os.getpid()
+        name = f"{schema}.{worker}.{pid}.{_started(pid)}"
         try:
-            folder = own_folder("runs")
-            _delete_old(folder)
-            self._create(folder, f"{schema}.{worker}.{pid}.{_started(pid)}")
+            _delete_old(own_folder("runs"))
+            try:
+                self._create(own_folder("runs"), name)
+            except FileNotFoundError:  # the last process that had a file in the folder has just deleted it
+                self._create(own_folder("runs"), name)
         except OSError as error:
             log.warning("if this worker is killed, attempts that have just begun leave no trace: %s", error)
 
@@ -103,7 +106,8 @@ class RunFile:
         if self._path is None:
             return
         folder, schema = self._path.parent, self._path.name.partition(".")[0]
-        with os.scandir(folder) as entries:
+        others = list[str]()
+        with suppress(OSError), os.scandir(folder) as entries:  # who cleans temporary files may have deleted it
             others = [entry.name for entry in entries if entry.name.startswith(f"{schema}.") and entry.name not in _own]
         for name in others:
             worker, pid, started = map(int, name.split(".")[1:])
@@ -111,10 +115,12 @@ class RunFile:
                 yield DeadProcess(folder / name, worker, pid, _running(content))
 
     def close(self) -> None:
-        """Delete the file: the process ends in order."""
+        """Delete the file, and the folder with the last one: the process ends in order."""
         self._map = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.parent.rmdir()
             self._path = None
         if self._file is not None:
             self._file.close()
@@ -127,12 +133,11 @@ os.register_at_fork(after_in_child=_own.clear)
 
 
 def _content(path: Path, pid: int, started: int) -> bytes | None:
-    """Return what the file of a process holds, None if that lives, or if its file was deleted."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return None
+    """Return what the file of a process holds, None if that lives, or if the file can't be read, as when another
+    process deletes it.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it has the lock while it lives
         # Code in that process which reads all temporary files has ended its lock, too.
         if not started or _started(pid) != started:  # 0: a system without /proc
             return file.read()

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -128,6 +129,11 @@ def test_places_are_used_again_and_those_beyond_are_not_kept(ours: RunFile, monk
     runs.close()
 
 
+def test_without_its_folder_nobody_is_found_dead(ours: RunFile, folder: Path) -> None:
+    shutil.rmtree(folder)
+    assert list(ours.dead()) == []
+
+
 def test_the_files_of_other_databases_are_left_alone(ours: RunFile, fork: Fork) -> None:
     kill(fork(worker((7, 0, 1), schema="1764500000000001")))
     assert list(ours.dead()) == []
@@ -157,7 +163,24 @@ def test_a_process_that_ends_in_order_leaves_nothing(folder: Path) -> None:
     runs.end(place)
     assert runs.begin(1, 1, 1) is None
     assert list(runs.dead()) == []
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
+
+
+def test_a_folder_that_another_process_deletes_meanwhile_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def deleted_first(path: Path, content: bytes) -> int:
+        monkeypatch.setattr(Path, "write_bytes", write)
+        folder.rmdir()
+        return path.write_bytes(content)
+
+    monkeypatch.setattr(Path, "write_bytes", deleted_first)
+    runs = RunFile()
+    runs.open(SCHEMA, 1)
+    assert runs.begin(1, 1, 1) == 0
+    runs.close()
 
 
 def test_old_files_of_the_dead_are_deleted(folder: Path, fork: Fork) -> None:
