@@ -43,7 +43,7 @@ def create(
             targets=targets, trace=trace,
         )  # fmt: skip
         if key_reuse:
-            execute(conn, "free_key", tenant=given["tenant"], key=key)
+            submission.free_key(conn, given["tenant"], key)
         parent, created, known = next(execute(conn, "create_parent", **given, stages=len(planned)))
         submission.check_asked(key, parent, known, given)
         if created:

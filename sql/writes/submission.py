@@ -78,7 +78,7 @@ def create_job(
     }  # fmt: skip
     with transaction(conn) if key_reuse else nullcontext():
         if key_reuse:
-            execute(conn, "free_key", tenant=parameters["tenant"], key=key)
+            free_key(conn, parameters["tenant"], key)
         row = execute(conn, "create_job", **parameters).fetchone()
         # As in standing_job: lost to a transaction that commits between the two halves.
         row = row or required(execute(conn, "create_job", **parameters).fetchone())
@@ -123,6 +123,11 @@ def check_asked(key: str | None, job: int, known: Mapping[str, str] | None, para
         known, asked = known or {}, parameters["asked"].obj
         if differ := sorted(o for o in {**known, **asked} if known.get(o) != asked.get(o)):
             raise KeyInUse(key, job, f"other options ({', '.join(differ)})")
+
+
+def free_key(conn: Conn, tenant: str, key: str | None) -> None:
+    """Take its key from the job that has it, if that is over."""
+    execute(conn, "free_key", tenant=tenant, key=key)
 
 
 class SubmissionState(NamedTuple):

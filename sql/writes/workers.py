@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
-from callboard.sql.arrays import parameters
 from callboard.sql.migrate import newest_migration
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import DueWork, Held, JobControl, Running, WorkerInfo
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row, lists, required
+from callboard.sql.writes.outcomes import report_running
 
 
 def register_worker(conn: Conn, info: WorkerInfo) -> int:
@@ -86,7 +86,7 @@ def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) ->
     with transaction(conn):
         found = gives_row(conn, "note_death", worker=worker, pid=pid)
         if found and running:
-            execute(conn, "report_running", worker=worker, **parameters(Running, running))
+            report_running(conn, worker, running)
         return found
 
 

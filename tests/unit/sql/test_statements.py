@@ -22,21 +22,30 @@ SHARED = {
 }
 #: The functions that take the name of a statement, the first of them alone, the others after the connection.
 RUNNERS = {"statement", "execute", "fetch", "fetch_one", "fetch_value", "fetch_ids", "gives_row"}
+#: Those that describe a query, by a name that may have been given to them.
+DESCRIBE = {"Query", "_latest"}
 FILES = {"queries": "reads"}
 #: Reads that count items: a recount, and those of a retry that are named one by one.
 COUNTING = {"recount", "retried_items"}
 
 
 def calls(path: Path) -> list[tuple[str, str]]:
-    """(statement, function) of each call that runs a statement, by its literal name."""
+    """(statement, function) of each call that runs a statement, or describes a query, by its literal name."""
     found = []
     for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            for call in ast.walk(function):
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in RUNNERS:
-                    names = [given.value for given in call.args if isinstance(given, ast.Constant)]
-                    assert len(names) == 1, f"{path}: {ast.unparse(call)}"
-                    found.append((str(names[0]), f"{path.stem}.{function.name}"))
+            given: list[ast.expr] = []
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RUNNERS:
+                    names = [one for one in node.args if isinstance(one, ast.Constant)]
+                    assert len(names) == 1 or ast.unparse(node) == "statement(query.name)", ast.unparse(node)
+                    given += names
+                elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in DESCRIBE:
+                    given.append(node.args[0])
+                elif function.name == "_source" and isinstance(node, ast.Tuple):
+                    given += node.elts
+            literal = [one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            found += [(name, f"{path.stem}.{function.name}") for name in literal]
     return found
 
 
