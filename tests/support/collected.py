@@ -15,8 +15,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+#: The exit code of pytest when it has collected no test.
+NO_TESTS = 5
+#: What a process of execnet's runs first.
+EXECNET = "import sys; exec(eval(sys.stdin.readline()))"
 
 
 class Collected:
@@ -70,14 +75,21 @@ def serve(number: int, folder: str, paths: Sequence[str]) -> None:
     """Collect, then fork; be a process of execnet's in each child."""
     os.chdir(folder)
     sys.argv[1:] = ["--collect-only", "-qq", *paths]
-    with suppress(SystemExit):
+    code: Any = 0
+    try:
         runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and pytest takes it again in each child
     fork(socket.socket(fileno=number))
+    if code not in (0, NO_TESTS):
+        # A module that can't be imported stays in `sys.modules` as far as it came, and would have no tests here. An
+        # interpreter of its own tells why.
+        os.execv(sys.executable, [sys.executable, "-u", "-c", EXECNET])
     sys.stdin, sys.stdout, sys.stderr = (open(n, mode, closefd=False) for n, mode in enumerate("rww"))  # noqa: SIM115
-    exec(eval(sys.stdin.readline()), {"__name__": "__main__"})  # noqa: S102, S307 — as execnet starts a process
+    exec(EXECNET, {"__name__": "__main__"})  # noqa: S102
 
 
 def stand_for_a_fork(address: str) -> None:
