@@ -89,7 +89,7 @@ class Runtime:
         self._stage_maker = StageMaker(self.process, self.publish_job)
         self._heartbeat = Heartbeat(
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble,
-            self._stage_maker.make_due, self.in_flight.mean_seconds, self._work_done,
+            self._stage_maker.make_due, self._rescue, self.in_flight.mean_seconds, self._work_done,
             partial(self.in_flight.expects_more, 0), self._begin_due, self._end_outdated,
         )  # fmt: skip
 
@@ -201,7 +201,7 @@ class Runtime:
         with closing(self.make_transport()) as transport:
             register = partial(self._heartbeat.register, actors, signatures)
             self._at_boot(partial(register, _name(transport), partial(_is_same, transport)))
-        self._at_boot(partial(self.process.write, partial(rescue_of_host, runs=self.process.runs)))
+        self._at_boot(partial(self.process.write, self._rescue))
         self.maintain()
         self.journal.watch()
 
@@ -237,6 +237,9 @@ class Runtime:
             self._callbacks.wake()
         if due is not None and due.publish_in is not None:
             self._wake_publisher(due.publish_in)
+
+    def _rescue(self, conn: Conn) -> None:
+        rescue_of_host(conn, self.process.runs)
 
     def _trouble(self) -> str | None:
         """Why the process can't reach its broker, or has fewer threads than it should; None: it is well."""

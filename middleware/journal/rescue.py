@@ -39,14 +39,20 @@ def rescue(conn: Conn, worker: int) -> int:
 
 def rescue_of_host(conn: Conn, runs: RunFile) -> None:
     """Requeue at once what the processes were running that died on this host: their files tell it, also of attempts
-    that had just begun. What can't be requeued now is left to the sweep, and the file to the next call.
+    that had just begun. What can't be requeued now is left to the sweep, and the file to the next call: also while
+    an item runs elsewhere, since its message came there first.
 
     Raises psycopg.Error but for DATA_ERRORS and LockNotAvailable.
     """
     for dead in runs.dead():
         try:
-            if workers.note_death(conn, dead.worker, dead.pid, dead.running):
-                rescue(conn, dead.worker)
+            newly = workers.note_death(conn, dead.worker, dead.pid, dead.running)
+            if newly is not None:
+                if newly or workers.running_rows(conn, dead.worker):
+                    rescue(conn, dead.worker)
+                why = f"its worker died while it was running (worker {dead.worker}); it ran again elsewhere"
+                if workers.keep_deaths(conn, dead.worker, dead.running, Failure("crashed", "WorkerDied", why)):
+                    continue
         except (*DATA_ERRORS, LockNotAvailable) as error:
             log.warning("the items of worker %d, which is dead, can't be requeued yet: %s", dead.worker, error)
         else:

@@ -48,10 +48,11 @@ class Heartbeat:
 
     `held` gives the (job, item) of every message that the process has prefetched or runs; `apply_controls` takes the
     controls of jobs; `trouble` tells why the process is cut off from its broker, or None; `make_stages` makes the
-    stages that are due; `mean_seconds` gives the mean durations of actors that are new since the last call.
-    `work_done` gives what changes with each piece of work, and `holds_messages` whether there is a message here.
-    `begin` begins what there is to do: None, when the database does not answer. `outdated` is called with the reason
-    once a migration was applied that breaks this code. Such a worker beats no more, so its items run elsewhere.
+    stages that are due; `rescue` requeues what died on this host. `mean_seconds` gives the mean durations of actors
+    that are new since the last call. `work_done` gives what changes with each piece of work, and `holds_messages`
+    whether there is a message here. `begin` begins what there is to do: None, when the database does not answer.
+    `outdated` is called with the reason once a migration was applied that breaks this code. Such a worker beats no
+    more, so its items run elsewhere.
     """
 
     process: Process
@@ -59,6 +60,7 @@ class Heartbeat:
     apply_controls: Callable[[Iterable[JobControl]], None]
     trouble: Callable[[], str | None]
     make_stages: Callable[[Conn], None]
+    rescue: Callable[[Conn], None]
     mean_seconds: Callable[[], Mapping[str, float]]
     work_done: Callable[[], object]
     holds_messages: Callable[[], bool]
@@ -174,6 +176,8 @@ class Heartbeat:
             if self._declared and worker:
                 self._record_actors(conn)
             self._report_means(conn)
+            if beats:
+                self.rescue(conn)
             if due.stages and worker:
                 self.make_stages(conn)
         return _turn(due) if self.process.idle else None

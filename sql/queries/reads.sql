@@ -730,7 +730,8 @@ FROM callboard.jobs AS k
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE a.kind <> 'postponed' AND a.attempt < i.attempt) AS retries,
            count(*) FILTER (WHERE a.kind NOT IN ('skipped', 'postponed')) AS errors,
-           count(*) FILTER (WHERE a.kind NOT IN ('skipped', 'postponed') AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
+           count(*) FILTER (WHERE a.kind NOT IN ('skipped', 'postponed') AND NOT a.retried
+                              AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
     FROM callboard.attempts AS a
     LEFT JOIN LATERAL (
         SELECT attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0

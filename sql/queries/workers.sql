@@ -118,9 +118,38 @@ WHERE m.number = 1 AND d.datname = current_database()
 
 -- name: note_death
 -- The process of a worker is known to be dead. Guard: it did not stop in order, and that process is it: a copy of the database
--- has the same numbers. Caller: the rescue. Rows: (id). Waits for a lock for LOCK_WAIT_SECONDS at most.
+-- has the same numbers. Caller: the rescue. Rows: (whether nobody knew it). Waits for a lock for LOCK_WAIT_SECONDS at most.
 UPDATE callboard.workers SET died_at = coalesce(died_at, now())
-FROM {lock_wait} WHERE id = %(worker)s AND pid = %(pid)s AND stopped_at IS NULL RETURNING id
+FROM {lock_wait} WHERE id = %(worker)s AND pid = %(pid)s AND stopped_at IS NULL RETURNING died_at = now()
+
+-- name: keep_deaths
+-- What a dead process was running, and what has succeeded elsewhere before its file was read: the history of these items keeps
+-- that it died, and nothing is charged.
+-- Guard: the item succeeded with that attempt. If it ended otherwise, the history tells of that attempt. An item that another
+-- transaction has locked is passed by.
+-- Caller: the rescue. Rows: one, how many of them are open still. Lock order: items by key without waiting for any, then
+-- groups of errors by job.
+WITH held AS (
+    SELECT r.*, i.state FROM {Running} AS r JOIN callboard.items AS i ON i.job_id = r.job AND i.item = r.item
+    WHERE i.attempt = r.attempt ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i SKIP LOCKED
+), kept AS (
+    INSERT INTO callboard.attempts
+        (job_id, item, attempt, kind, retried, worker, started_at, ended_at, error_type, pattern, message)
+    SELECT h.job, h.item, h.attempt, %(kind)s::callboard.attempt_kind, true, %(worker)s, now() - make_interval(secs => h.age),
+           now(), %(error_type)s, %(pattern)s, %(message)s
+    FROM held AS h WHERE h.state = 'succeeded'
+    ON CONFLICT DO NOTHING
+    RETURNING job_id, item
+), grouped AS (
+    INSERT INTO callboard.errors AS e
+        (job_id, kind, error_type, place, pattern, count, failed, first_at, last_at, item, message)
+    SELECT k.job_id, %(kind)s::callboard.attempt_kind, %(error_type)s, '', %(pattern)s, count(*), 0, now(), now(), min(k.item),
+           %(message)s
+    FROM kept AS k GROUP BY k.job_id ORDER BY k.job_id
+    ON CONFLICT (job_id, kind, error_type, place, pattern) DO UPDATE
+    SET count = e.count + excluded.count, last_at = greatest(e.last_at, excluded.last_at)
+)
+SELECT count(*) FROM held WHERE state IN ('waiting', 'retrying')
 
 -- name: dead_workers
 -- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.

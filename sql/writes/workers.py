@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
+from callboard.sql.arrays import parameters
 from callboard.sql.migrate import newest_migration
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import DueWork, Held, JobControl, Running, WorkerInfo
+from callboard.sql.rows import DueWork, Failure, Held, JobControl, Running, WorkerInfo
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row, lists, required
 from callboard.sql.writes.outcomes import report_running
@@ -79,15 +80,29 @@ def schema_id(conn: Conn) -> str:
     return found
 
 
-def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) -> bool:
-    """Record that a worker's process is known to be dead, and what it was running; return False if there is no such
-    worker, or it had stopped. Raises LockNotAvailable.
+def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) -> bool | None:
+    """Record that a worker's process is known to be dead, and what it was running; return whether nobody knew it
+    before, None if there is no such worker, or it had stopped. Raises LockNotAvailable.
     """
     with transaction(conn):
-        found = gives_row(conn, "note_death", worker=worker, pid=pid)
-        if found and running:
+        row = execute(conn, "note_death", worker=worker, pid=pid).fetchone()
+        if row is None:
+            return None
+        if running:
             report_running(conn, worker, running)
-        return found
+        newly: bool = row[0]
+        return newly
+
+
+def keep_deaths(conn: Conn, worker: int, ran: Sequence[Running], why: Failure) -> int:
+    """Record in the history of the items that a dead worker was running, and that have succeeded elsewhere since, that
+    it died; return how many of the others are open still.
+    """
+    found: int = fetch_value(
+        conn, "keep_deaths", worker=worker, kind=why.kind, error_type=why.error_type, pattern=why.pattern,
+        message=why.message, **parameters(Running, ran),
+    )  # fmt: skip
+    return found
 
 
 def dead_workers(conn: Conn) -> list[int]:

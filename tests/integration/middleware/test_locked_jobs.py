@@ -458,8 +458,8 @@ def test_a_worker_whose_new_actors_are_locked_looks_for_work(
         process.worker = worker
         heartbeat = Heartbeat(
             process, held=list, apply_controls=lambda _: None, trouble=lambda: None, make_stages=lambda _: None,
-            mean_seconds=dict, work_done=lambda: None, holds_messages=lambda: False, begin=found.append,
-            outdated=lambda _: None,
+            rescue=lambda _: None, mean_seconds=dict, work_done=lambda: None, holds_messages=lambda: False,
+            begin=found.append, outdated=lambda _: None,
         )  # fmt: skip
         heartbeat.add_actor("late", "default", None)
         with locked(database_url, row, worker):

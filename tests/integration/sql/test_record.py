@@ -735,6 +735,32 @@ def test_an_item_that_had_just_begun_when_its_process_died_is_requeued_at_once(c
     assert drift(conn) == []
 
 
+@pytest.mark.parametrize("end", ["succeeded", "failed", "skipped", "retrying"])
+def test_the_history_keeps_a_death_of_an_item_that_runs_elsewhere_already(
+    end: OutcomeState, conn: Conn, tmp_path: Path
+) -> None:
+    """Its message came to another host before the file was read. The death is charged to nobody."""
+    job, worker, other = make_job(conn, 2), make_worker(conn), make_worker(conn)
+    here = DeadHere(tmp_path / "file", worker, job)
+    assert claim_item(conn, job, 0, 1, other)
+    rescue_of_host(conn, here)
+    assert len(list(here.dead())) == 1  # read again when the item has ended
+    record(conn, job, {end: [0]}, worker=other)
+    conn.execute("DELETE FROM callboard.running")
+    for _ in range(2):
+        rescue_of_host(conn, here)
+        assert list(here.dead()) == []
+    found = queries.run(conn, queries.item(job, 0)) or {}
+    assert (found["state"], found["crashes"], found["error"] is None) == (end, 0, end == "succeeded")
+    kinds = {"succeeded": "crashed", "skipped": "skipped"}
+    history = [(one["attempt"], one["kind"]) for one in queries.run(conn, queries.attempts(job, 0))]
+    assert history == [(1, kinds.get(end, "failed"))]
+    if end == "succeeded":
+        (group,) = queries.run(conn, queries.errors(job))
+        assert (group["type"], group["count"], group["failed"]) == ("WorkerDied", 1, 0)
+    assert drift(conn) == []
+
+
 @pytest.mark.parametrize("how", ["stopped", "of a copy of the database"])
 def test_a_worker_that_did_not_die_is_passed_by(how: str, conn: Conn, tmp_path: Path) -> None:
     job, worker = make_job(conn, 1), make_worker(conn)
