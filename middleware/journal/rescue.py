@@ -52,6 +52,7 @@ def rescue_of_host(conn: Conn, runs: RunFile) -> None:
                     rescue(conn, dead.worker)
                 why = f"its worker died while it was running (worker {dead.worker}); it ran again elsewhere"
                 if workers.keep_deaths(conn, dead.worker, dead.running, Failure("crashed", "WorkerDied", why)):
+                    runs.put_off(dead)
                     continue
         except (*DATA_ERRORS, LockNotAvailable) as error:
             log.warning("the items of worker %d, which is dead, can't be requeued yet: %s", dead.worker, error)

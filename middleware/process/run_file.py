@@ -25,6 +25,8 @@ RUN = Struct("<iidq")
 JOB = Struct("<q")
 #: The most attempts that a file holds; a batch may have a thousand in a thread.
 RUNS = 5_000
+#: Seconds after which a file that was put off is read again.
+LATER_SECONDS = 30.0
 #: Days after which the file of a dead process is deleted, if no worker of its database has come to this host since.
 KEPT_DAYS = 7
 
@@ -48,6 +50,7 @@ class RunFile:
         self._map: mmap | None = None
         self._free: list[int] = []
         self._fresh = iter(range(RUNS))
+        self._later: dict[str, float] = {}  # the names of files, and when they are read again (monotonic)
 
     def open(self, schema: str, worker: int) -> None:
         """Keep from now on what this process runs, as a worker on the database whose schema has that id.
@@ -101,7 +104,7 @@ class RunFile:
 
     def dead(self) -> Iterator[DeadProcess]:
         """Yield the processes of this host that were workers on the same database, and ended without a word. Each comes
-        again until its file is deleted.
+        again until its file is deleted, or put off.
         """
         if self._path is None:
             return
@@ -110,9 +113,15 @@ class RunFile:
         with suppress(OSError), os.scandir(folder) as entries:  # who cleans temporary files may have deleted it
             others = [entry.name for entry in entries if entry.name.startswith(f"{schema}.") and entry.name not in _own]
         for name in others:
+            if self._later.get(name, 0.0) > time.monotonic():
+                continue
             worker, pid, started = map(int, name.split(".")[1:])
             if (content := _content(folder / name, pid, started)) is not None:
                 yield DeadProcess(folder / name, worker, pid, _running(content))
+
+    def put_off(self, dead: DeadProcess) -> None:
+        """Let a process come again in a while: what it ran has not ended elsewhere."""
+        self._later[dead.path.name] = time.monotonic() + LATER_SECONDS
 
     def close(self) -> None:
         """Delete the file, and the folder with the last one: the process ends in order."""

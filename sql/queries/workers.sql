@@ -119,8 +119,13 @@ WHERE m.number = 1 AND d.datname = current_database()
 -- name: note_death
 -- The process of a worker is known to be dead. Guard: it did not stop in order, and that process is it: a copy of the database
 -- has the same numbers. Caller: the rescue. Rows: (whether nobody knew it). Waits for a lock for LOCK_WAIT_SECONDS at most.
-UPDATE callboard.workers SET died_at = coalesce(died_at, now())
-FROM {lock_wait} WHERE id = %(worker)s AND pid = %(pid)s AND stopped_at IS NULL RETURNING died_at = now()
+WITH found AS (
+    SELECT id, died_at IS NULL AS newly FROM callboard.workers
+    WHERE id = %(worker)s AND pid = %(pid)s AND stopped_at IS NULL
+), died AS (
+    UPDATE callboard.workers AS w SET died_at = now() FROM {lock_wait}, found AS f WHERE f.newly AND w.id = f.id
+)
+SELECT newly FROM found
 
 -- name: keep_deaths
 -- What a dead process was running, and what has succeeded elsewhere before its file was read: the history of these items keeps

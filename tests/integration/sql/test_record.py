@@ -715,7 +715,7 @@ class DeadHere(RunFile):
         path.touch()
 
     def dead(self) -> Iterator[DeadProcess]:
-        """See RunFile."""
+        """See RunFile; what was put off comes at once."""
         if self.process.path.exists():
             yield self.process
 

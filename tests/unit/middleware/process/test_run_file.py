@@ -96,6 +96,16 @@ def test_what_a_killed_process_ran_is_found_by_another(ours: RunFile, fork: Fork
     assert list(ours.dead()) == []
 
 
+def test_one_that_is_put_off_comes_again_later(ours: RunFile, fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill(fork(worker((7, 0, 1))))
+    (dead,) = ours.dead()
+    ours.put_off(dead)
+    assert list(ours.dead()) == []
+    moment = time.monotonic() + run_file.LATER_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: moment)
+    assert [one.path for one in ours.dead()] == [dead.path]
+
+
 def test_one_that_its_parent_has_not_waited_for_is_dead(ours: RunFile, fork: Fork) -> None:
     child = fork(worker((7, 0, 1)))
     kill(child, reap=False)
