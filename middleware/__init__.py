@@ -10,7 +10,8 @@ Out:   `submission.submission` stores bulk items as rows, for `callboard.submit`
        and claims what others stored; `publish.relay` sends both, and `rabbitmq.confirms` waits until RabbitMQ confirms
        them.
 Sweep: `process.heartbeat` keeps this worker's row alive; one elected process runs `sweep.sweep`, which requeues the
-       items of dead workers (`journal.rescue`), queues sends of processes that vanished, republishes lost messages
-       (`sweep.lost_messages`), and deletes the rows of deleted jobs (`sweep.retention`).
+       items of dead workers (`journal.rescue`; workers of the same host do so at once, by `process.run_file`), queues
+       sends of processes that vanished, republishes lost messages (`sweep.lost_messages`), and deletes the rows of
+       deleted jobs (`sweep.retention`).
 End:   `callbacks.dispatcher` calls actors and webhooks; `callbacks.stage_maker` makes the items of the next stage.
 """
