@@ -34,9 +34,9 @@ def test_no_more_items_are_in_hand_than_may_be_over_all_workers(scenario: Scenar
     timer, gate = Timer(), scenario.folder / "gate"
     items = ({"number": n, "seconds": 0.02, "fate": "succeed" if n % 5 else "retry"} for n in range(150))
     job = scenario.submit("work", gated(items, gate, 0), concurrency=3)
-    other = scenario.submit("work", gated(({"number": n, "seconds": 0.02} for n in range(300)), gate, 0))
-    # As many as may be at once, however slowly they start.
+    # As many as may be at once, however slowly they start; the other job takes all threads that are left.
     scenario.wait_for(job, lambda status: status["running"] == 3)
+    other = scenario.submit("work", gated(({"number": n, "seconds": 0.02} for n in range(300)), gate, 0))
     scenario.wait_for(other, lambda status: status["running"] > 3)
     gate.touch()
     opened = time.time()
