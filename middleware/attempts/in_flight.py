@@ -24,7 +24,7 @@ from callboard.middleware.message.delivery import Acks, Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 from callboard.middleware.process.side_thread import SideThread
-from callboard.middleware.publish.lanes import lane_of_call
+from callboard.middleware.publish.lanes import lane_of_call, lanes_of_call
 from callboard.middleware.submission.enqueue import foreign_item
 from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.pool import Conn
@@ -373,11 +373,13 @@ class InFlight:
         """Hold back an item's lane, or its job, in a side thread: the actor goes on. One of a job that another
         transaction has locked is tried again behind those of others.
         """
-        until = time.monotonic() + seconds
+        until, running = time.monotonic() + seconds, self._attempts.get(key)
+        message = None if running is None else running.message
+        of = {} if message is None else lanes_of_call(message.args, message.kwargs)
 
         def hold(conn: Conn) -> list[JobControl] | None:
             try:
-                return lanes.hold(conn, *key, until - time.monotonic(), reason)
+                return lanes.hold(conn, *key, of, until - time.monotonic(), reason)
             except LockNotAvailable:
                 return None
 

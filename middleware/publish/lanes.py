@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from callboard.middleware.message.envelope import decode_args
 from callboard.sql import timings
+from callboard.sql.json_values import is_storable
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing, PublishClaim
 from callboard.sql.writes import lanes, publishing
@@ -34,6 +35,12 @@ def lane_of_call(args: Sequence[object], kwargs: Mapping[str, object], by: str) 
         return _name(args[int(by)] if by.isdecimal() else kwargs[by])
     except Exception:  # noqa: BLE001 — a value's repr may raise anything
         return ""
+
+
+def lanes_of_call(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, str]:
+    """Return the lane of a call by each of its arguments, {name or position: lane}."""
+    names = (*map(str, range(len(args))), *filter(is_storable, kwargs))
+    return {by: lane_of_call(args, kwargs, by) for by in names}
 
 
 def _name(value: object) -> str:

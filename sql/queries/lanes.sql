@@ -196,13 +196,16 @@ WITH RECURSIVE lane AS (
 ORDER BY c.item
 
 -- name: hold
--- An item asks to hold back its lane for a while, or its job if it is in none. Guard: open, and not being stopped.
+-- An item asks to hold back its lane for a while, or its job if that has no lanes. Guard: open, and not being stopped. The
+-- item may have ended by now and left its lane: `lanes` has the lane that it is in by each of its arguments.
 -- Holds that are over are dropped. Workers hear of it: they park messages of the lane that RabbitMQ holds already.
 -- Caller: a worker whose actor calls callboard.hold. Rows: JobControl. Lock order: the job, then its turns. Waits for a lock
 -- for LOCK_WAIT_SECONDS at most.
 WITH asked AS (
-    SELECT coalesce((SELECT lane FROM callboard.lanes AS l WHERE l.job_id = %(job)s AND l.item = %(item)s), '*') AS lane,
+    SELECT coalesce((SELECT lane FROM callboard.lanes AS l WHERE l.job_id = %(job)s AND l.item = %(item)s),
+                    CASE WHEN applied_lane_by <> '' THEN coalesce(%(lanes)s::jsonb ->> applied_lane_by, '') END, '*') AS lane,
            now() + make_interval(secs => %(seconds)s) AS until
+    FROM callboard.jobs WHERE id = %(job)s
 )
 UPDATE callboard.jobs AS j
 SET not_before = CASE WHEN asked.lane = '*' THEN greatest(j.not_before, asked.until) ELSE j.not_before END,

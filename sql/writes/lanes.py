@@ -4,7 +4,9 @@ All of such a job is published from the outbox, by the publisher that holds its 
 called by it alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from psycopg.types.json import Jsonb
 
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import JobControl, Outgoing, PublishClaim
@@ -81,8 +83,10 @@ def claim_lanes(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
         )  # fmt: skip
 
 
-def hold(conn: Conn, job: int, item: int, seconds: float, reason: str) -> list[JobControl]:
-    """Publish nothing of an item's lane, or of its job if it is in none, for some seconds from now; return what workers
-    must know of the job now, none if it is over. Raises psycopg.errors.LockNotAvailable.
+def hold(conn: Conn, job: int, item: int, lanes: Mapping[str, str], seconds: float, reason: str) -> list[JobControl]:
+    """Publish nothing of an item's lane, or of its job if that has none, for some seconds from now; return what workers
+    must know of the job now, none if it is over. `lanes`: the lane that the item is in, by each of its arguments.
+
+    Raises psycopg.errors.LockNotAvailable.
     """
-    return fetch(conn, JobControl, "hold", job=job, item=item, seconds=seconds, reason=reason)
+    return fetch(conn, JobControl, "hold", job=job, item=item, lanes=Jsonb(lanes), seconds=seconds, reason=reason)

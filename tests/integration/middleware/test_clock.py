@@ -72,7 +72,7 @@ def test_what_breaks_off_is_done_once_more(process: Process, conn: Conn, monkeyp
     job = make_job(conn, 3, published=1)
     assert publishing.claim_job(conn, job=job) is not None
     assert statements.acquire_lease(conn, sweep._holder, 10.0, 40.0) is not None
-    lanes.hold(conn, job, 0, HOUR, "")
+    lanes.hold(conn, job, 0, {}, HOUR, "")
     for made in LATER:
         conn.execute(made.encode())
     follow: Any = statements.follow_clock_set_back

@@ -160,8 +160,8 @@ def test_a_lane_that_an_item_holds_back_waits_and_others_do_not(conn: Conn) -> N
     """Nor does it keep the place of another; the job says why it waits."""
     job = job_of(conn, "aabbc", concurrency_by="customer=1", lanes=2)
     assert published(conn, job) == [0, 2]
-    lanes_of.hold(conn, job, 0, 3600, "the API said so")
-    lanes_of.hold(conn, job, 0, 60, "and again")  # the longest counts
+    lanes_of.hold(conn, job, 0, {}, 3600, "the API said so")
+    lanes_of.hold(conn, job, 0, {}, 60, "and again")  # the longest counts
     record(conn, job, {"succeeded": [0]})
     assert published(conn, job) == [4]
     record(conn, job, {"succeeded": [4]})
@@ -177,10 +177,20 @@ def test_a_lane_that_an_item_holds_back_waits_and_others_do_not(conn: Conn) -> N
     assert published(conn, job) == [1]
 
 
+def test_an_item_that_has_left_its_lane_holds_that_back(conn: Conn) -> None:
+    """The thread that writes it may come after the end of the item."""
+    job = job_of(conn, "aab", concurrency_by="customer=1")
+    assert published(conn, job) == [0, 2]
+    record(conn, job, {"succeeded": [0]})
+    assert published(conn, job) == [1]
+    lanes_of.hold(conn, job, 0, lanes.lanes_of_call([7], {"customer": "a", "\0": 1}), 3600, "")
+    assert conn.execute("SELECT jsonb_object_keys(holds), not_before FROM callboard.jobs").fetchall() == [('"a"', None)]
+
+
 def test_an_item_without_a_lane_holds_back_its_job(conn: Conn) -> None:
     job = make_job(conn, 3, published=0)
     make_worker(conn)
-    lanes_of.hold(conn, job, 0, 3600, "")
+    lanes_of.hold(conn, job, 0, {}, 3600, "")
     assert publishing.claim_job(conn) is None
     conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 min'")
     assert status(conn, job)["stalled"].startswith("held back until 20")
@@ -192,7 +202,7 @@ def test_the_publisher_looks_again_when_a_hold_ends(conn: Conn) -> None:
     """Not seconds later, as at lanes that are full."""
     job = job_of(conn, "aa", concurrency_by="customer=1")
     assert published(conn, job) == [0]
-    lanes_of.hold(conn, job, 0, 50.0, "")
+    lanes_of.hold(conn, job, 0, {}, 50.0, "")
     record(conn, job, {"succeeded": [0]})
     claim = publishing.claim_job(conn)
     assert claim is not None
@@ -209,7 +219,7 @@ def test_the_publisher_looks_again_when_a_hold_ends(conn: Conn) -> None:
 
 def test_a_changed_limit_drops_no_hold_of_the_whole_job(conn: Conn) -> None:
     job = make_job(conn, 3, published=0)
-    lanes_of.hold(conn, job, 0, 3600, "")
+    lanes_of.hold(conn, job, 0, {}, 3600, "")
     actions.limit(conn, job, ANNA, {"concurrency": 2})
     assert publishing.claim_job(conn) is None
 
@@ -218,7 +228,7 @@ def test_a_hold_of_a_lane_ends_when_lanes_go_by_another_argument(conn: Conn) -> 
     """Its name may be that of another lane then."""
     job = job_of(conn, "aab", concurrency_by="customer=1")
     assert published(conn, job) == [0, 2]
-    (control,) = lanes_of.hold(conn, job, 0, 3600, "")
+    (control,) = lanes_of.hold(conn, job, 0, {}, 3600, "")
     assert (control.lane_by, control.holds and [*control.holds]) == ("customer", ['"a"'])
     actions.limit(conn, job, ANNA, {"concurrency_by": "0=2"})
     assert published(conn, job) == [1]
