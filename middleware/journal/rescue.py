@@ -50,8 +50,8 @@ def rescue_of_host(conn: Conn, runs: RunFile) -> None:
             if newly is not None:
                 if newly or workers.running_rows(conn, dead.worker):
                     rescue(conn, dead.worker)
-                why = f"its worker died while it was running (worker {dead.worker}); it ran again elsewhere"
-                if workers.keep_deaths(conn, dead.worker, dead.running, Failure("crashed", "WorkerDied", why)):
+                why = _death(f" (worker {dead.worker}); it ran again elsewhere")
+                if workers.keep_deaths(conn, dead.worker, dead.running, why):
                     runs.put_off(dead)
                     continue
         except (*DATA_ERRORS, LockNotAvailable) as error:
@@ -105,8 +105,7 @@ def _record(conn: Conn, event: Event, now: float) -> int:
         if event.state == "failed":
             log.warning("item %d/%d of a dead worker can't be requeued yet: %s", event.job, event.item, error)
             return 0
-        why = f"its worker died while it was running, and it can't be run again: {describe(error).message}"
-        failure = Failure("crashed", "WorkerDied", why)
+        failure = _death(f", and it can't be run again: {describe(error).message}")
         return _record(conn, replace(event, state="failed", failure=failure, retry=None, crashed=True), now)
     return 1
 
@@ -144,13 +143,17 @@ def _event(worker: int, now: float, held: Held, limit: int) -> Event:
     """Return the end of an attempt by its worker's death. `limit`: see `_crash_limits`."""
     crashes = held.crashes + 1
     final = 0 < limit <= crashes
-    why = f"its worker died while it was running (worker {worker})"
+    why = f" (worker {worker})"
     if final:
         why += f"; {crashes} deaths are charged to it, so it is not tried again"
     elif not limit:
         why += "; another item of that worker is to blame"
     return Event(
         held.job, held.item, held.attempt, "failed" if final else "retrying", held.elapsed, now, worker,
-        failure=Failure("crashed", "WorkerDied", why), retry=None if final else Retry(0.0), crashed=limit > 0,
+        failure=_death(why), retry=None if final else Retry(0.0), crashed=limit > 0,
         ran=True,
     )  # fmt: skip
+
+
+def _death(more: str) -> Failure:
+    return Failure("crashed", "WorkerDied", f"its worker died while it was running{more}")
