@@ -24,7 +24,7 @@ def test_a_browser_logs_in_and_out(
 ) -> None:
     page: Page = request.getfixturevalue(script)
     job = make_job(conn, 1, name="Autumn ads")
-    secret, _ = tokens.create(conn, ANNA, name="anna", scopes=["read", "control"])
+    secret, _ = tokens.create(conn, ANNA, name="anna", scopes=["read", "control", "admin"])
     link, _ = tokens.create(conn, ANNA, name="bert", kind="link")
     app = create_app(url=shared_url)
     with served(Starlette(routes=[Mount(prefix, app)]) if prefix else app) as address:
@@ -37,6 +37,10 @@ def test_a_browser_logs_in_and_out(
         expect(page).to_have_url(f"{address}{prefix}/jobs/{job}")
         expect(page).to_have_title(re.compile("Autumn ads"))
         expect(page.get_by_text("anna", exact=True).first).to_be_visible()
+        page.set_viewport_size({"width": 320, "height": 740})
+        pages = page.get_by_role("navigation", name="Pages")
+        expect(pages.get_by_role("link")).to_have_text(["Jobs", "Workers", "Queues", "API", "Tokens"])
+        assert pages.evaluate("all => all.scrollWidth <= all.clientWidth")
 
         page.get_by_role("button", name="Log out").click()
         expect(page).to_have_url(f"{address}{prefix}/login")

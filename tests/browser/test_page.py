@@ -390,23 +390,23 @@ def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, share
 
 def test_the_pages_fit_a_phone(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn, name="a_name_without_any_place_to_break_it_" * 4)
-    page.set_viewport_size({"width": 360, "height": 740})
+    page.set_viewport_size({"width": 320, "height": 740})
     tokens.create(conn, Requester("cli", "anna"), name="somebody whose name is long")
     for path in ("/", f"/jobs/{job}", f"/jobs/{job}/items/20", f"/jobs/{job}/cancel", f"/share/{job}"):
         page.goto(f"{address}{path}")
         expect(page.locator("#main")).to_contain_text("a_name_without")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
     actions.limit(conn, job, Requester("cli", "anna"), {"max_failures": "5% of 1000"})
-    for width in (360, 1280):
+    for width in (320, 1280):
         page.set_viewport_size({"width": width, "height": 740})
         page.goto(f"{address}/jobs/{job}")
         expect(page.locator(".facts")).to_contain_text("5 % of 1000 allowed")
         too_wide = "all => all.filter((one) => one.scrollWidth > one.clientWidth).length"
         assert page.locator(".facts > div").evaluate_all(too_wide) == 0
-    page.set_viewport_size({"width": 360, "height": 740})
+    page.set_viewport_size({"width": 320, "height": 740})
     for path in ("/workers", "/queues", "/tokens", "/docs", "/?q=odd:1"):
         page.goto(f"{address}{path}")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
 
 
 def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(page: Page, conn: Conn, address: str) -> None:
