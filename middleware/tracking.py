@@ -31,7 +31,7 @@ from callboard.middleware.message.envelope import is_name, timestamp_ms
 from callboard.middleware.message.failure import describe, text_of
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.ping import PING, add_ping
-from callboard.middleware.process.outage import ThrottleFilter, disconnected
+from callboard.middleware.process.outage import OutageLog, ThrottleFilter, disconnected
 from callboard.middleware.process.process import Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
@@ -44,6 +44,7 @@ NAME_CHARACTERS = 300
 
 log = logging.getLogger("callboard.tracking")
 _throttle = ThrottleFilter(disconnected)
+_log_waiting = OutageLog(log, "messages wait for a worker that has their actor: %s")
 
 
 class Discard(SkipMessage):
@@ -153,7 +154,9 @@ class Tracking(Middleware):
         Runs in the consumer's thread, which must not block.
         """
         delivery = delivery_of(message)
-        if delivery and not delivery.seen and delivery.stamp and delivery.begin():
+        if delivery and not delivery.seen and delivery.stamp is None:
+            log.error("this worker has no actor %r: a message that no job counts is a dead letter", message.actor_name)
+        elif delivery and not delivery.seen and delivery.stamp and delivery.begin():
             delivery.seen = delivery.aside = delivery.dropped = True
             self._side_thread.run(partial(self._requeue, broker, message, delivery, delivery.stamp))
 
@@ -163,7 +166,9 @@ class Tracking(Middleware):
             postponed = self.runtime.in_flight.postpone(message, stamp)
         except Stopping:
             return  # never acknowledged, it is delivered again
-        if not postponed:
+        if postponed:
+            _log_waiting(ActorNotFound(f"this one has no {message.actor_name!r}"))
+        else:
             delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is not None:
             message.fail()

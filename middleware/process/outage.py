@@ -57,7 +57,9 @@ disconnected = OutageLog(logging.getLogger("callboard.rabbitmq"), "%s", "message
 
 
 class ThrottleFilter(logging.Filter):
-    """Throttles what Dramatiq's consumers log about a lost connection, all of them together."""
+    """Throttles what Dramatiq's consumers log about a lost connection, all of them together, and drops what they log
+    about a message whose actor is missing: that it becomes a dead letter, which most such messages do not.
+    """
 
     def __init__(self, outage: OutageLog) -> None:
         super().__init__()
@@ -66,7 +68,7 @@ class ThrottleFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log the record."""
         text = str(record.msg)
-        if text.startswith("Restarting consumer in"):
+        if text.startswith(("Restarting consumer in", "Received message for undefined actor")):
             return False
         return not text.startswith("Consumer encountered a connection error") or self._outage.due()
 

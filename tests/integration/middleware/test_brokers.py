@@ -16,6 +16,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 import callboard
 from callboard import Stage
+from callboard.middleware import tracking
+from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -192,8 +194,10 @@ def test_a_job_whose_actor_no_worker_announced_waits_for_one_and_fails_after_its
 
 
 def test_an_item_whose_own_actor_no_worker_announced_waits_for_one_and_fails_after_its_time(
-    tracked: TrackedBroker,
+    tracked: TrackedBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    log = OutageLog(tracking.log, "messages wait: %s")  # another test may have logged one a moment ago
+    monkeypatch.setattr(tracking, "_log_waiting", log)
     with callboard.job("sent") as job:
         tracked.act.send(1)
     del tracked.broker.actors["act"]
@@ -202,6 +206,7 @@ def test_an_item_whose_own_actor_no_worker_announced_waits_for_one_and_fails_aft
     assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
     assert tracked.dead_letters() == 0
     assert job.status()["failed"] == 0
+    assert "messages wait: this one has no 'act'" in caplog.messages
     tracked.conn.execute("UPDATE callboard.items SET sent_at = now() - interval '1 day'")
     assert job.wait(TIMEOUT)["failed"] == 1
     (item,) = job.items("failed")
@@ -209,6 +214,7 @@ def test_an_item_whose_own_actor_no_worker_announced_waits_for_one_and_fails_aft
     assert "no worker announced the actor act" in item["error"]["message"]
     assert wait_until(lambda: tracked.dead_letters() == 1, TIMEOUT)
     assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
+    assert not [line for line in caplog.messages if "DLQ" in line]  # Dramatiq's line about each of these messages
 
 
 def test_callbacks_children_and_pipelines_belong_to_the_job_of_their_parent(tracked: TrackedBroker) -> None:

@@ -515,6 +515,17 @@ def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_othe
     assert [attempt for i, attempt, _ in pipeline.runs(job) if i == item] == [1, 2, 3]
 
 
+def test_a_foreign_message_whose_actor_the_worker_lacks_is_a_dead_letter_as_its_log_says(pipeline: Pipeline) -> None:
+    message, after = foreign("nobody's", 1), foreign("noted", 84)
+    put(pipeline, message.encode(), after.encode())
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, after.message_id)] == ["succeeded"], TIMEOUT)
+    pipeline.dead_letter(lambda _, body: body == message.encode())
+    assert pipeline.worker is not None
+    lines = [line for line in pipeline.worker.output.splitlines() if "nobody's" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith('this worker has no actor "nobody\'s": a message that no job counts is a dead letter')
+
+
 def test_a_foreign_message_that_comes_twice_is_one_item(pipeline: Pipeline) -> None:
     message = foreign("noted", 77)
     put(pipeline, message.encode(), message.encode())
