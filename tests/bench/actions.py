@@ -22,11 +22,12 @@ WITH failed AS (
     UPDATE callboard.jobs SET failed = total, state = 'completed', published = total, watermark = bulk_end,
            started_at = now(), finished_at = now() WHERE id = %(job)s
 ), noted AS (
-    INSERT INTO callboard.errors SELECT %(job)s, total, total, now(), now(), 0, 'failed', 'ValueError', 'a.py:1', 'no'
+    INSERT INTO callboard.errors
+    SELECT %(job)s, total, total, now(), now(), 0, 'failed', 'ValueError', 'a.py:1', 'no', 'no'
     FROM callboard.jobs WHERE id = %(job)s
 )
-INSERT INTO callboard.attempts (job_id, ended_at, item, attempt, kind, retried, error_type, place, message)
-SELECT %(job)s, now(), item, 1, 'failed', false, 'ValueError', 'a.py:1', 'no' FROM failed
+INSERT INTO callboard.attempts (job_id, ended_at, item, attempt, kind, retried, error_type, place, pattern, message)
+SELECT %(job)s, now(), item, 1, 'failed', false, 'ValueError', 'a.py:1', 'no', 'no' FROM failed
 """
 
 
@@ -55,7 +56,8 @@ def table(rig: Rig, items: int) -> list[str]:
 def _job(conn: Conn, items: int) -> int:
     job = make_job(conn, 0, sealed=False)
     for start in range(0, items, CHUNK):
-        submission.store_chunk(conn, job, start, [(b'{"args":[],"kwargs":{}}', None)] * CHUNK, keyed=False)
+        chunk = [(b'{"args":[],"kwargs":{}}', None)] * min(CHUNK, items - start)
+        submission.store_chunk(conn, job, start, chunk, keyed=False)
     submission.seal_job(conn, job)
     return job
 

@@ -79,6 +79,7 @@ def table(rig: Rig, items: int, pairs: int) -> Iterator[str]:
             f"rows/s: submit of {5 * items:,} items ÷ COPY of the same rows",
             [_stored(rig, conn, 5 * items) for _ in range(pairs)], 0.5,
         )  # fmt: skip
+        conn.execute("UPDATE callboard.jobs SET state = 'paused', epoch = epoch + 1 WHERE finished_at IS NULL")
         idle = _memory(rig)
         yield from _waiting(rig, conn, f"{250 * items:,} items queued", QUEUED, 250 * items, idle)
         yield from _waiting(rig, conn, f"{25 * items:,} retries waiting", RETRYING, 25 * items, idle)
@@ -234,13 +235,19 @@ def _stored(rig: Rig, conn: Conn, items: int) -> tuple[float, float]:
 
 
 def _waiting(rig: Rig, conn: Conn, what: str, stored: str, items: int, idle: float) -> Iterator[str]:
-    job = make_job(conn, 0, actor="nap", sealed=False)
-    for statement in stored.split(";"):
-        conn.execute(statement.encode(), {"job": job, "items": items})
+    job = store(conn, stored, items)
     used = _memory(rig)
     said = "≤ 1.2" + ("" if used / idle <= 1.2 else ": missed")
     yield f"| MiB of a worker, {what} ÷ idle | {used:.0f} | {idle:.0f} | | {used / idle:.2f} | {said} |"
     conn.execute("UPDATE callboard.jobs SET state = 'paused', epoch = epoch + 1 WHERE id = %s", (job,))
+
+
+def store(conn: Conn, stored: str, items: int) -> int:
+    """Make a job by QUEUED or RETRYING; return its id."""
+    job = make_job(conn, 0, actor="nap", sealed=False)
+    for statement in stored.split(";"):
+        conn.execute(statement.encode(), {"job": job, "items": items})
+    return job
 
 
 def _memory(rig: Rig) -> float:

@@ -242,7 +242,7 @@ class Run:
 
     def run_again(self) -> str:
         began = time.monotonic()
-        other = int(self.command("run-again", str(self.watch.job), "--at", "1h"))
+        other = int(self.command("run-again", str(self.watch.job)))
         said = f"the command {time.monotonic() - began:.1f} s"
         began = time.monotonic()
         self.command("cancel", str(other))
@@ -314,12 +314,15 @@ def table(folder: Path, items: int) -> Iterator[str]:
             }
             yield f"| {items:,} items | took | |"
             yield "|---|---|---|"
+            failure: Exception | None = None
             try:
                 for step in STEPS:
                     watch.phase = step.__name__
                     began = time.monotonic()
                     said = step(run)
                     yield f"| {step.__name__.replace('_', ' ')} | {time.monotonic() - began:.0f} s | {said} |"
+            except Exception as error:  # noqa: BLE001 — what was seen until then has taken half an hour
+                failure = error
             finally:
                 watch.stop.set()
                 watch.threads[0].join()
@@ -333,6 +336,8 @@ def table(folder: Path, items: int) -> Iterator[str]:
             yield f"\n| at most | {head} |\n|---|{'---|' * len(steps)}"
             for what, peaks in watch.peaks.items():
                 yield f"| {what} | {' | '.join(f'{peaks[step]:,.0f}' for step in steps)} |"
+            if failure is not None:
+                raise failure
 
 
 def _spread(times: list[float]) -> str:

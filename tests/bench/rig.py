@@ -47,12 +47,16 @@ class Rig(NamedTuple):
         return Worker([f"tests.bench.{module}"], log, env=environment, processes=processes)
 
     @contextmanager
-    def announced(self, actor: str, threads: int) -> Iterator[None]:
-        """In its block publishers take it that a worker lives which has the actor: one comes when all is published."""
+    def announced(self, actor: str, threads: int, mean_seconds: float | None = None) -> Iterator[None]:
+        """In its block publishers take it that a worker lives which has the actor: one comes when all is published.
+        `mean_seconds`: what its items have taken; None: what workers have told.
+        """
         with psycopg.connect(self.database_url, autocommit=True) as conn:
             info = WorkerInfo("announced", 1, threads, "", {actor: "default"})
             worker = workers.register_worker(conn, info)
             conn.execute("UPDATE callboard.workers SET beat_at = now() + interval '1 h' WHERE id = %s", (worker,))
+            told = "UPDATE callboard.actors SET mean_seconds = coalesce(%s, mean_seconds) WHERE name = %s"
+            conn.execute(told, (mean_seconds, actor))
             yield
             workers.stop_worker(conn, worker)
 
