@@ -5,7 +5,8 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.common import q_name, xq_name
 from dramatiq.errors import BrokerConnectionError
 from pika.adapters.select_connection import IOLoop, SelectConnection
-from pika.adapters.utils.nbio_interface import AbstractIOReference
+from pika.adapters.utils.nbio_interface import AbstractIOReference, AbstractStreamProtocol, AbstractStreamTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
 
@@ -38,6 +39,8 @@ BLOCKED_SECONDS = 5.0
 RENEW_SECONDS = timings.PUBLISH_LEASE_SECONDS / 4
 #: Messages that are written before the connection is served.
 SERVE_EVERY_MESSAGES = 100
+#: Bytes that are gathered before the socket gets them.
+GATHERED_BYTES = 65_536
 #: AMQP reply codes with which RabbitMQ closes the channel or connection because of a message: it is too large, or
 #: malformed.
 CONTENT_TOO_LARGE, PRECONDITION_FAILED, FRAME_ERROR, SYNTAX_ERROR = 311, 406, 501, 502
@@ -67,10 +70,53 @@ class _Rejected(Unreachable):
     """RabbitMQ closed the channel because of one of the messages."""
 
 
-class _Resolver(SelectorIOServicesAdapter):  # type: ignore[misc]
-    """Looks up addresses in the thread of the connection. Pika starts a thread for that, and from Python 3.12 on a
+class _GatheringTransport(AbstractStreamTransport):  # type: ignore[misc]
+    """Gathers what is written while the loop stands still, and sends it at once. Pika sends each frame by itself, and a
+    message has three.
+    """
+
+    def __init__(self, transport: AbstractStreamTransport) -> None:
+        self._transport = transport
+        self._frames: list[bytes] = []
+        self._size = 0
+        self.gathers = False
+
+    def write(self, data: bytes) -> None:
+        """See pika."""
+        self._frames.append(data)
+        self._size += len(data)
+        if not self.gathers or self._size >= GATHERED_BYTES:
+            self.send()
+
+    def send(self) -> None:
+        """Give the socket what was gathered."""
+        if self._frames:
+            frames, self._frames, self._size = self._frames, [], 0
+            self._transport.write(b"".join(frames))
+
+    def get_write_buffer_size(self) -> int:
+        """See pika."""
+        return self._size + int(self._transport.get_write_buffer_size())
+
+    def get_protocol(self) -> AbstractStreamProtocol:
+        """See pika."""
+        return self._transport.get_protocol()
+
+    def abort(self) -> None:
+        """See pika."""
+        self._transport.abort()
+
+
+class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
+    """What a connection of pika's asks of its loop.
+
+    Addresses are looked up in the thread of the connection. Pika starts a thread for that, and from Python 3.12 on a
     process that ends can't: a short script would end before what it sent is published.
     """
+
+    def __init__(self, loop: IOLoop) -> None:
+        super().__init__(loop)
+        self.transport: _GatheringTransport | None = None  # None: not connected
 
     def getaddrinfo(
         self, host: str, port: int, on_done: Callable[..., None], family: int = 0, socktype: int = 0, proto: int = 0,
@@ -83,6 +129,34 @@ class _Resolver(SelectorIOServicesAdapter):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 — as pika does
             found = error
         return _Lookup(self.call_later(0, lambda: on_done(found)))
+
+    def create_streaming_connection(self, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        """See pika: the connection writes to a transport that gathers."""
+
+        def make_protocol() -> Any:
+            protocol = protocol_factory()
+            made = protocol.connection_made
+
+            def connection_made(transport: AbstractStreamTransport) -> None:
+                self.transport = _GatheringTransport(transport)
+                made(self.transport)
+
+            protocol.connection_made = connection_made
+            return protocol
+
+        return super().create_streaming_connection(make_protocol, *args, **kwargs)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """While the loop runs, each frame is sent as it is written."""
+        if self.transport is not None:
+            self.transport.gathers = False
+            self.transport.send()
+        try:
+            yield
+        finally:
+            if self.transport is not None:
+                self.transport.gathers = True
 
 
 class _Lookup(AbstractIOReference):  # type: ignore[misc]
@@ -110,6 +184,7 @@ class ConfirmingPublisher:
         self._refused: dict[str, str] = {}  # by queue: why it can't be declared
         self.while_waiting: Callable[[], None] | None = None
         self._connection: SelectConnection | None = None
+        self._services: _Services | None = None  # of that connection
         self._channel: Channel | None = None
         self._question_channel: Channel | None = None
         self._address = ""
@@ -376,12 +451,13 @@ class ConfirmingPublisher:
         self.close()  # a node that did not answer left a connection
         self._close_reason, self._close_code, self._blocked = "", None, ""
         self._address = address(parameters)
+        self._services = _Services(IOLoop())
         self._connection = SelectConnection(
             parameters,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
             on_open_error_callback=lambda _, error: self._on_lost(error),
             on_close_callback=lambda _, error: self._on_lost(error),
-            custom_ioloop=_Resolver(IOLoop()),
+            custom_ioloop=self._services,
         )
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -427,13 +503,14 @@ class ConfirmingPublisher:
 
     def _run_loop(self, seconds: float) -> None:
         """Serve the connection until `_stop_loop` is called, for `seconds` at most; call `while_waiting` meanwhile."""
-        if self._connection is None:
+        if self._connection is None or self._services is None:
             return
         loop, end, self._stopped = self._connection.ioloop, time.monotonic() + seconds, False
         while True:
             left = max(end - time.monotonic(), 0.0)
             timer = loop.call_later(min(left, RENEW_SECONDS), loop.stop)
-            loop.start()
+            with self._services.serving():
+                loop.start()
             loop.remove_timeout(timer)
             if self._stopped or left <= RENEW_SECONDS:
                 return

@@ -5,6 +5,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from select import select
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -12,6 +13,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import pika
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
 from callboard.middleware.message import envelope
 from callboard.middleware.publish.transport import Unpublishable, Unreachable
@@ -43,6 +45,24 @@ def line(broker: Broker) -> Iterator[tuple[Proxy, ConfirmingPublisher]]:
             yield made, transport
             transport.close()
             stock.close()
+
+
+def test_the_frames_of_a_batch_go_to_the_socket_together(
+    line: tuple[Proxy, ConfirmingPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a message that is larger than what is gathered at a time."""
+    _, transport = line
+    transport.depth("work")  # connected
+    large = replace(outgoing(30), args=b'{"args":["%s"],"kwargs":{}}' % (b"x" * 3 * module.GATHERED_BYTES))
+    written: list[int] = []
+    write = _AsyncPlaintextTransport.write
+    monkeypatch.setattr(
+        _AsyncPlaintextTransport, "write", lambda self, data: (written.append(len(data)), write(self, data))
+    )
+    assert transport.publish([*map(outgoing, range(30)), large, *map(outgoing, range(31, 40))]) == [True] * 40
+    assert 2 <= len(written) < 10  # three frames a message at least
+    assert max(written) < 4 * module.GATHERED_BYTES
+    assert transport.depth("work") == 40
 
 
 def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
