@@ -56,9 +56,12 @@ def test_the_frames_of_a_batch_go_to_the_socket_together(
     large = replace(outgoing(30), args=b'{"args":["%s"],"kwargs":{}}' % (b"x" * 3 * module.GATHERED_BYTES))
     written: list[int] = []
     write = _AsyncPlaintextTransport.write
-    monkeypatch.setattr(
-        _AsyncPlaintextTransport, "write", lambda self, data: (written.append(len(data)), write(self, data))
-    )
+
+    def note(pika_transport: Any, data: bytes) -> None:
+        written.append(len(data))
+        write(pika_transport, data)
+
+    monkeypatch.setattr(_AsyncPlaintextTransport, "write", note)
     assert transport.publish([*map(outgoing, range(30)), large, *map(outgoing, range(31, 40))]) == [True] * 40
     assert 2 <= len(written) < 10  # three frames a message at least
     assert max(written) < 4 * module.GATHERED_BYTES
