@@ -461,9 +461,29 @@ CREATE INDEX turns_of_tenants ON callboard.turns (tenant, priority, served_at NU
     WHERE NOT held AND NOT over AND (bulk_at < 'infinity' OR limited);
 CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 
+-- The planner learns of tables that have grown far beyond their statistics: of this one, or of all (NULL). On a table of a
+-- page or two it reads all of it, and keeps that plan for a prepared statement: when a million items come, each flush would
+-- read them all, until autovacuum looks, up to a minute later. ANALYZE also has every connection make its plans anew.
+-- A few pages read whole do no harm; from there four times is no other plan, and seldom enough for ten million items.
+-- It runs as the owner of the tables, whom alone PostgreSQL lets do so. Where somebody is at it, it waits for nobody: then the
+-- statistics come from there.
+CREATE FUNCTION callboard.analyze_grown(only_table regclass) RETURNS void LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$ DECLARE
+    grown record;
+BEGIN
+    FOR grown IN
+        SELECT c.relname AS name FROM pg_class AS c
+        WHERE c.relnamespace = 'callboard'::regnamespace AND c.relkind = 'r' AND c.oid = coalesce(only_table, c.oid)
+          AND pg_has_role(c.relowner, 'USAGE')
+          AND pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
+    LOOP
+        EXECUTE format('ANALYZE (SKIP_LOCKED) callboard.%I', grown.name);
+    END LOOP;
+END $$;
+
 -- The only code that adds turns, beside the next function: it runs after each statement that adds messages to the outbox.
 -- After one that adds very many it has the planner learn of them before they can be seen: with the plan of a tiny table a
--- publisher would compare each message that it claims with all of them. See analyze_grown_tables.
+-- publisher would compare each message that it claims with all of them.
 -- The first turn of a queue is added under a lock of its job: a change of the job that is under way does not find
 -- that turn yet, and would leave it, say, held for good.
 CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -492,11 +512,10 @@ CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEG
         ON CONFLICT (job_id, queue) DO UPDATE
         SET bulk_at = least(t.bulk_at, excluded.bulk_at), due_at = least(t.due_at, excluded.due_at), seq = t.seq + 1,
             given_back = t.given_back + excluded.given_back;
-        IF (SELECT pg_has_role(c.relowner, 'USAGE')
-                   AND pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
+        IF (SELECT pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
             FROM pg_catalog.pg_class AS c WHERE c.oid = TG_RELID)
         THEN
-            ANALYZE (SKIP_LOCKED) callboard.outbox;
+            PERFORM callboard.analyze_grown(TG_RELID);
         END IF;
     END IF;
     RETURN NULL;

@@ -24,14 +24,7 @@ from tests.support.workers import StartWorker, wait_until
 
 ACTORS = "tests.support.pipeline_actors"
 #: Statements that can't be prepared: COPY, DO blocks, and what belongs to the staging table of a transaction.
-UNPREPARED = {
-    "copy_items",
-    "copy_to_staging",
-    "create_staging_table",
-    "bound_lock_waits",
-    "prepare_schema",
-    "analyze_grown_tables",
-}
+UNPREPARED = {"copy_items", "copy_to_staging", "create_staging_table", "bound_lock_waits", "prepare_schema"}
 STAGING = {"insert_staged_items"}
 AHEAD = "INSERT INTO callboard.migrations (number, name, breaking) VALUES (9001, '9001_from_the_future', %s)"
 
