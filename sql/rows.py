@@ -172,6 +172,7 @@ class DueWork:
     controls: bool  # controls of jobs have changed of late
     sweep: bool  # nobody sweeps, and it is time
     outdated: bool  # a migration was applied that breaks this code
+    unknown: bool  # the row of the worker that beats is gone, or another's
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class Heartbeat:
     _worked: float = 0.0
     _waking: threading.Lock = field(default_factory=threading.Lock)
     _declared: dict[str, tuple[str, Signature | None]] = field(default_factory=dict)  # actors that are not recorded yet
+    _info: WorkerInfo | None = None  # what the process registered with; None: it is no worker
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class Heartbeat:
         info = WorkerInfo(socket.gethostname(), os.getpid(), self.process.threads, release, actors, signatures, broker)
         with self.process.pool.connection() as conn:
             self.process.worker = workers.register_worker(conn, info)
+            self._info = info
             for other, host, theirs in workers.other_brokers(conn, self.process.worker):
                 if is_same(theirs):
                     continue
@@ -108,6 +110,16 @@ class Heartbeat:
             self._read_controls(conn)  # before a message of a stopped job can arrive
             self.process.runs.open(workers.schema_id(conn), self.process.worker)
         self._beaten = time.monotonic()
+
+    def _register_again(self, conn: Conn, info: WorkerInfo) -> None:
+        """Register under a new id: the database was restored from a backup, or made anew. Unregistered, the process
+        would go on, but nobody would see it, rescue its items, or know what it holds.
+        """
+        lost, self.process.worker = self.process.worker, workers.register_worker(conn, info)
+        self.process.runs.rename(workers.schema_id(conn), self.process.worker)
+        self._looked = -timings.CONTROLS_SECONDS  # it reads the controls of all jobs
+        why = "the database does not know worker %d, as after a restore from a backup: this process is worker %d now"
+        log.warning(why, lost, self.process.worker)
 
     def add_actor(self, name: str, queue: str, signature: Signature | None) -> None:
         """Record in the next moment that the worker has one more actor."""
@@ -123,6 +135,9 @@ class Heartbeat:
         except LockNotAvailable:
             log.debug("new actors are recorded at a later look, since another transaction has locked what is known")
             return
+        if self._info is not None:
+            self._info.actors.update(actors)
+            self._info.signatures.update(signatures)
         for name, announced in declared.items():
             if self._declared[name] is announced:  # it was not declared anew meanwhile
                 del self._declared[name]
@@ -164,8 +179,11 @@ class Heartbeat:
         now, worker = time.monotonic(), self.process.worker
         beats = worker != 0 and now - self._beaten >= BEAT_SECONDS
         with self.process.pool.connection() as conn:
-            due = workers.beat(conn, worker, self.held() if beats else None, self.trouble() if beats else None)
+            held, trouble = (self.held(), self.trouble()) if beats else (None, None)
+            due = workers.beat(conn, worker, held, trouble, self._info)
             self._beaten = now if beats else self._beaten
+            if due.unknown and self._info is not None:
+                self._register_again(conn, self._info)
             if due.controls or now - self._looked > timings.CONTROLS_SECONDS / 2:
                 self._read_controls(conn)
             self._looked = now

@@ -57,8 +57,7 @@ class RunFile:
 
         Without a place for the file this logs why, and keeps nothing.
         """
-        pid = os.getpid()
-        name = f"{schema}.{worker}.{pid}.{_started(pid)}"
+        name = _name(schema, worker)
         try:
             _delete_old(own_folder("runs"))
             try:
@@ -83,6 +82,14 @@ class RunFile:
         except OSError:
             new.unlink(missing_ok=True)
             raise
+
+    def rename(self, schema: str, worker: int) -> None:
+        """Let the process be another worker: that with this id, on the database whose schema has that id."""
+        if self._path is not None:
+            new = self._path.with_name(_name(schema, worker))
+            _own.add(new.name)
+            with suppress(FileNotFoundError):  # who cleans temporary files may have deleted it
+                self._path = self._path.rename(new)
 
     def begin(self, job: int, item: int, attempt: int) -> int | None:
         """Note that an attempt begins; return the place for `end`, None if it is not kept."""
@@ -139,6 +146,12 @@ class RunFile:
 #: The names of the files of this process. To open and close one of them would end its lock.
 _own: set[str] = set()
 os.register_at_fork(after_in_child=_own.clear)
+
+
+def _name(schema: str, worker: int) -> str:
+    """Return the name of the file of this process."""
+    pid = os.getpid()
+    return f"{schema}.{worker}.{pid}.{_started(pid)}"
 
 
 def _content(path: Path, pid: int, started: int) -> bytes | None:

@@ -50,16 +50,20 @@ SELECT host, broker FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s) WHERE br
 -- dead and is not comes back to life. Its session is a sign of life, unless it is a pooler's: then the client knows it by
 -- another number. One whose code a migration broke beats no more. Any process may also learn here what there is to do, so
 -- that idle ones ask nothing else: also while another transaction has locked the worker's row, which is passed by.
+-- Guard: the row is of that process: in a database that was restored, or made anew, it may be gone, or another's.
 -- Caller: the heartbeat. Rows: one, DueWork.
 WITH outdated AS (
     SELECT EXISTS (SELECT FROM callboard.migrations WHERE breaking AND number > %(newest)s) AS by_a_migration
+), own AS (
+    SELECT id FROM callboard.workers WHERE id = %(worker)s AND (%(pid)s::int IS NULL OR pid = %(pid)s AND host = %(host)s)
 ), beaten AS (
     UPDATE callboard.workers
     SET session = CASE WHEN pg_backend_pid() = %(session)s THEN pg_backend_pid() END,
         session_since = (SELECT s.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) AS s),
         beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
         trouble = %(trouble)s
-    WHERE id = (SELECT id FROM callboard.workers WHERE id = %(worker)s AND %(beats)s FOR NO KEY UPDATE SKIP LOCKED)
+    WHERE id = (SELECT id FROM callboard.workers
+                WHERE id = (SELECT id FROM own) AND %(beats)s FOR NO KEY UPDATE SKIP LOCKED)
       AND NOT (SELECT by_a_migration FROM outdated)
 ), living AS (
     SELECT id FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
@@ -83,7 +87,7 @@ SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHE
                 > now() - make_interval(secs => %(CONTROLS_SECONDS)s), false),
        NOT EXISTS (SELECT FROM callboard.leases
                    WHERE name = 'sweep' AND {lease_holds} AND (holder <> '' OR NOT ({anything_to_sweep}))),
-       (SELECT by_a_migration FROM outdated)
+       (SELECT by_a_migration FROM outdated), %(beats)s AND NOT EXISTS (SELECT FROM own)
 
 -- name: report_means
 -- How long the attempts of these actors took in a worker. What is longer than what is known holds at once; else the geometric

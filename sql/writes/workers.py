@@ -48,13 +48,18 @@ def worker_elsewhere(conn: Conn, broker: str) -> tuple[str, str] | None:
     return execute(conn, "worker_elsewhere", broker=broker).fetchone()
 
 
-def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, trouble: str | None = None) -> DueWork:
+def beat(
+    conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, trouble: str | None = None,
+    info: WorkerInfo | None = None,
+) -> DueWork:  # fmt: skip
     """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing).
-    With None for `holds`, record nothing. Return what there is to do.
+    With None for `holds`, record nothing. `info`: what the worker registered with, by which its row is known to be its
+    own (None: it is). Return what there is to do.
     """
     found = fetch_one(
         conn, DueWork, "beat", worker=worker, beats=holds is not None, **lists("jobs items", holds or ()),
-        trouble=trouble, session=conn.info.backend_pid, newest=newest_migration(),
+        trouble=trouble, session=conn.info.backend_pid, newest=newest_migration(), pid=info and info.pid,
+        host=info and info.host,
     )  # fmt: skip
     return required(found)
 

@@ -1,5 +1,6 @@
 """Workers survive a database that goes away, answers that are lost, and ends that come at a bad moment."""
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -88,6 +89,33 @@ def test_a_worker_whose_database_goes_away_at_its_start_registers_in_the_end(
         with connect(database_url) as conn:
             found = conn.execute("SELECT id, threads FROM callboard.workers").fetchall()
         assert found == [(runtime.process.worker, 3)]
+    finally:
+        runtime.close()
+        broker.close()
+
+
+@pytest.mark.parametrize(
+    "restored", ["DELETE FROM callboard.workers", "UPDATE callboard.workers SET host = 'backstage'"]
+)
+def test_a_worker_that_a_restored_database_does_not_know_registers_again(restored: str, database_url: str) -> None:
+    """Its id is nobody's there, or that of a process that would beat for both. Nobody would rescue its items."""
+    runtime, broker = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False), StubBroker()
+    try:
+        with connect(database_url) as conn:
+            runtime.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"}, {})
+            runtime.add_actor(dramatiq.actor(broker=broker, actor_name="late")(print))
+            query = "SELECT id, pid, threads, actors FROM callboard.workers WHERE host = %s"
+            here = (socket.gethostname(),)
+            assert wait_until(lambda: "late" in (conn.execute(query, here).fetchone() or ((),) * 4)[3], TIMEOUT)
+            known = runtime.process.worker
+            conn.execute(restored.encode())
+            assert wait_until(lambda: runtime.process.worker != known, TIMEOUT)
+            found = conn.execute(query, here).fetchall()
+            assert found == [(runtime.process.worker, os.getpid(), 3, ["late", "work"])]
+            path = runtime.process.runs._path
+            assert path is not None
+            assert path.exists()
+            assert path.name.split(".")[1] == str(runtime.process.worker)
     finally:
         runtime.close()
         broker.close()

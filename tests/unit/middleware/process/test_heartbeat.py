@@ -11,7 +11,7 @@ from callboard.sql.rows import DueWork
 
 NOTHING = DueWork(
     live=1, rank=0, clock=0.0, publish_in=None,
-    callbacks=False, stages=False, controls=False, sweep=False, outdated=False,
+    callbacks=False, stages=False, controls=False, sweep=False, outdated=False, unknown=False,
 )  # fmt: skip
 
 
