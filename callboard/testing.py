@@ -28,7 +28,8 @@ from dramatiq.brokers.stub import StubBroker
 from callboard.commands.services import Server
 from callboard.job import Job
 from callboard.middleware.install import install
-from callboard.middleware.tracking import Returned, Tracking
+from callboard.middleware.ping import PING
+from callboard.middleware.tracking import Returned, Tracking, tracking_of
 from callboard.sql import settings
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import connect
@@ -63,8 +64,19 @@ class Done:
 class CallboardWorker:
     """A worker in this process, for the length of a test. The app may send and submit as it always does."""
 
+    def __init__(self, broker: dramatiq.Broker) -> None:
+        self._broker = broker
+
     def run(self, actor: Any, items: Any, *, timeout: float = TIMEOUT_SECONDS, **options: Any) -> Done:
-        """Submit a job of these items, with the options of `callboard.submit`, and wait for its end: see `wait`."""
+        """Submit a job of these items, with the options of `callboard.submit`, and wait for its end: see `wait`.
+
+        Raises RuntimeError for an actor of a broker that the app has made since the worker began.
+        """
+        if getattr(actor, "broker", self._broker) is not self._broker:
+            raise RuntimeError(
+                f"{actor.actor_name} has a broker that was made after callboard_worker began: import the module that "
+                "makes it before, at the top of the module of tests"
+            )
         return self.wait(submit(actor, items, **options), timeout=timeout)
 
     def wait(self, job: Job, *, timeout: float = TIMEOUT_SECONDS) -> Done:
@@ -119,8 +131,10 @@ def _callboard_database(pytestconfig: pytest.Config) -> Iterator[str]:
 @pytest.fixture
 def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
     """A worker that runs all actors of Dramatiq's broker, whatever its kind, in this process."""
-    app = dramatiq.get_broker()
-    broker = app if isinstance(app, StubBroker) else _moved(app)
+    app = dramatiq.broker.global_broker
+    if app is None:  # the app's modules are imported by the test
+        app = StubBroker()
+    broker = app if _is_of_tests(app, _callboard_database) else _moved(app)
     install(broker, database_url=_callboard_database)
     dramatiq.set_broker(broker)
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=THREADS)
@@ -130,15 +144,23 @@ def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
                 time.sleep(TURN_SECONDS)
             worker.start()
             try:
-                yield CallboardWorker()
+                yield CallboardWorker(broker)
             finally:
                 worker.stop()
     finally:
         if broker is not app:
-            for actor in app.actors.values():
-                actor.broker = app
+            _give_back(broker, app)
             broker.close()
-        dramatiq.set_broker(app)
+        if dramatiq.get_broker() is broker:  # and none that the test has had the app make
+            dramatiq.set_broker(app)
+
+
+def _is_of_tests(broker: dramatiq.Broker, database_url: str) -> bool:
+    """Return whether a broker is one in this process, and records nothing in another database than that of the tests:
+    what imported the app's modules before this plug-in has named that, as `conftest.py` may.
+    """
+    tracking = tracking_of(broker)
+    return isinstance(broker, StubBroker) and (tracking is None or tracking.runtime.url == database_url)
 
 
 def _moved(app: dramatiq.Broker) -> StubBroker:
@@ -149,3 +171,11 @@ def _moved(app: dramatiq.Broker) -> StubBroker:
         actor.broker = broker
         broker.declare_actor(actor)
     return broker
+
+
+def _give_back(moved: dramatiq.Broker, app: dramatiq.Broker) -> None:
+    """Move the actors back, and with them those that a test was the first to import."""
+    for name, actor in moved.actors.items():
+        actor.broker = app
+        if name not in app.actors and name != PING:
+            app.declare_actor(actor)

@@ -76,6 +76,56 @@ def test_no_other_process_of_the_tests_has_a_worker_meanwhile(callboard_worker):
         assert conn.execute("SELECT count(*) FROM callboard.actors WHERE name = 'callboard.ping'").fetchone() == (0,)
 """
 
+#: The `conftest.py` of an app whose broker is one in this process, on the database that the environment names.
+EARLY = """
+import callboard, dramatiq
+from dramatiq.brokers.stub import StubBroker
+
+broker = StubBroker()
+callboard.install(broker)
+dramatiq.set_broker(broker)
+
+pytest_plugins = ["callboard.testing"]
+"""
+
+
+WITHIN_TESTS = """
+import callboard
+import dramatiq
+import pytest
+from conftest import broker
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_actor_runs_that_the_first_of_these_tests_imports(callboard_worker, number):
+    from imported import double
+    assert callboard_worker.run(double, [number]).results == [2 * number]
+
+
+def test_it_is_the_apps_again():
+    from imported import double
+    assert double.broker is broker is dramatiq.get_broker() and broker.actors["double"] is double
+    assert "callboard.ping" not in broker.actors
+
+
+@pytest.fixture
+def no_broker(monkeypatch):
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+
+
+def test_an_actor_runs_of_an_app_that_the_test_imports(no_broker, callboard_worker):
+    callboard.install()
+    triple = dramatiq.actor(lambda number: 3 * number, actor_name="triple")
+    assert callboard_worker.run(triple, [1]).results == [3]
+
+
+def test_a_broker_that_the_test_has_the_app_make_is_named(no_broker, callboard_worker):
+    dramatiq.set_broker(own := dramatiq.brokers.stub.StubBroker())
+    late = dramatiq.actor(print, actor_name="late")
+    with pytest.raises(RuntimeError, match="late has a broker that was made after callboard_worker began: import"):
+        callboard_worker.run(late, [1])
+"""
+
 
 #: A plug-in. On a busy machine a job may take longer than an app's tests wait.
 PATIENT = """
@@ -117,3 +167,13 @@ def test_an_app_with_a_broker_of_its_own_is_run_in_process(tmp_path: Path, empty
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["callboard.testing"]\n')
     (tmp_path / "test_app.py").write_text(OWN_BROKER)
     assert "3 passed" in run_pytest(tmp_path, "--callboard-database", empty_database_url)
+
+
+def test_an_app_that_is_imported_before_the_plug_in_or_by_a_test_is_run_on_the_tests_database(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    (tmp_path / "conftest.py").write_text(EARLY)
+    module = "import dramatiq\n\ndouble = dramatiq.actor(lambda number: 2 * number, actor_name='double')\n"
+    (tmp_path / "imported.py").write_text(module)
+    (tmp_path / "test_app.py").write_text(WITHIN_TESTS)
+    assert "5 passed" in run_pytest(tmp_path, "--callboard-database", empty_database_url)
