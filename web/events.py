@@ -35,8 +35,9 @@ from callboard.web.problems import HANDLED, Problem, encode, problem_of
 
 log = logging.getLogger("callboard.web")
 
-#: Seconds between two looks at what is watched, and between two comments, by which both ends see a lost connection.
-LOOK_SECONDS, COMMENT_SECONDS = 0.5, 15.0
+#: Seconds between two looks at what is watched, and without news until an event says that the connection lives: by it
+#: both ends see one that is lost, and a browser one that a proxy keeps.
+LOOK_SECONDS, ALIVE_SECONDS = 0.5, 15.0
 #: Seconds between two questions to the login whether a watcher may go on.
 LOGIN_SECONDS = 60.0
 #: The age in seconds of what a new watcher gets first, at most.
@@ -45,7 +46,7 @@ FRESH_SECONDS = 1.0
 JOBS_AT_ONCE, WATCHERS_AT_ONCE = 50, 10
 
 TYPES = ("text/event-stream",)
-START, COMMENT = b"retry: 2000\n\n", b":\n\n"
+START = b"retry: 2000\n\n"
 HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}  # a proxy keeps and packs nothing
 
 
@@ -54,6 +55,8 @@ def _event(name: str, data: bytes, tag: str = "") -> bytes:
     return mark + f"event: {name}\ndata: ".encode() + data + b"\n\n"
 
 
+#: The event of a stream without news.
+ALIVE = _event("alive", b"{}")
 #: The last event for a watcher whom the login does not let in any more.
 NOT_ANY_MORE = _event("problem", bytes(Problem(401, access.NOT_ANY_MORE).body))
 
@@ -190,10 +193,10 @@ class Events:
                     yield event
                     continue
                 try:
-                    async with asyncio.timeout(COMMENT_SECONDS):
+                    async with asyncio.timeout(ALIVE_SECONDS):
                         await news.wait()
                 except TimeoutError:
-                    yield COMMENT
+                    yield ALIVE
                 if time.monotonic() - asked_at > LOGIN_SECONDS:
                     asked_at = time.monotonic()
                     with suppress(psycopg.OperationalError):  # the login may ask a database, too

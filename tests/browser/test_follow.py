@@ -8,7 +8,7 @@ from playwright.sync_api import Page
 from callboard.sql.pool import connect
 from tests.support import documents
 from tests.support.jobs import make_job, record
-from tests.support.webapp import open_app, served
+from tests.support.webapp import SILENT, open_app, served
 from tests.support.workers import wait_until
 
 
@@ -18,11 +18,14 @@ def address(database_url: str) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("events", [True, False])
-def test_a_page_follows_a_job_to_its_end(page: Page, database_url: str, address: str, events: bool) -> None:
-    """By events; and where there are none by questions."""
+@pytest.mark.parametrize("events", ["come", "are refused", "are kept"])
+def test_a_page_follows_a_job_to_its_end(page: Page, database_url: str, address: str, events: str) -> None:
+    """By events; and where there are none, or a proxy keeps them, by questions."""
     [script] = documents.blocks("js", "docs/api.md")
-    if not events:
+    if events == "are kept":
+        page.clock.install()
+        page.add_init_script(f"{SILENT} window.silent = true")
+    if events == "are refused":
         page.route("**/events", lambda route: route.fulfill(status=503))
     with connect(database_url) as conn:
         job = make_job(conn, 3, published=0)
@@ -30,6 +33,8 @@ def test_a_page_follows_a_job_to_its_end(page: Page, database_url: str, address:
         page.evaluate(
             f"() => {{ {script} window.seen = []; follow('/api/v1/jobs/{job}', (job) => seen.push(job.succeeded)) }}"
         )
+        if events == "are kept":
+            page.clock.fast_forward(41_000)
         assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 0, 300)
         record(conn, job, {"succeeded": [0]})
         assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 1, 300)

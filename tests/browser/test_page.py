@@ -12,8 +12,11 @@ import pytest
 from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, Route, expect
 from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Mount
+from starlette.routing import Route as Path
 
+from callboard import Identity
 from callboard.commands.services.ports import free_ports
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Failure, Running
@@ -33,7 +36,7 @@ from tests.support.jobs import (
     targets,
 )
 from tests.support.timer import Timer
-from tests.support.webapp import behind_proxy, open_app, served
+from tests.support.webapp import SILENT, behind_proxy, open_app, served
 from tests.support.workers import wait_until
 
 #: The most seconds until a change is shown, as a median.
@@ -309,6 +312,70 @@ def test_a_page_goes_on_after_answers_that_break_off(page: Page, conn: Conn, add
     page.goto(f"{address}/jobs/{job}")
     record(conn, job, {"failed": [0]})
     expect(page.locator("#errors")).to_contain_text(BAD.message, timeout=SOON)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 404, "content_type": "text/plain", "body": "404 page not found"},  # while a web app is deployed anew
+        {"status": 200, "content_type": "text/html", "body": "<p>Log in to this network"},
+    ],
+)
+def test_an_answer_of_a_proxy_is_a_lost_connection(page: Page, conn: Conn, address: str, answer: Any) -> None:
+    job = make_job(conn, 4)
+    asked = list[Route]()
+
+    def answers(route: Route) -> None:
+        asked.append(route)
+        route.continue_() if len(asked) > 2 else route.fulfill(**answer)
+
+    page.route(f"**/api/v1/jobs/{job}/events", lambda route: route.fulfill(status=404))
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#live")).to_have_text("live")
+    page.evaluate("window.loaded = 'once'")
+    page.route(f"**/api/v1/jobs/{job}", answers)
+    expect(page.locator("#live")).to_have_text(re.compile(r"^reconnecting"), timeout=LATER)
+    record(conn, job, {"succeeded": [0]})
+    expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=LATER)
+    assert page.evaluate("window.loaded") == "once"
+
+
+@pytest.mark.parametrize(("elsewhere", "pressed"), [(True, False), (False, False), (False, True)])
+def test_a_page_whose_login_is_over_goes_to_the_login(
+    page: Page, conn: Conn, shared_url: str, elsewhere: bool, pressed: bool
+) -> None:
+    """That of an app around it, which sends a browser away."""
+    job, known = make_job(conn, 4), [Identity("anna")]
+    asks = Starlette(routes=[Path("/in", lambda _: HTMLResponse("<form><input name=password></form>"))])
+    with served(asks) as login:
+        to = RedirectResponse(f"{login}/in" if elsewhere else "/in")
+        own = create_app(url=shared_url, authenticate=lambda _: known[0] if known else to)
+        with served(Starlette(routes=[*asks.routes, Mount("/board", own)])) as address:
+            page.route("**/events", lambda route: route.fulfill(status=404))
+            page.goto(f"{address}/board/jobs/{job}")
+            expect(page.locator("#live")).to_have_text("live")
+            if pressed:
+                page.locator("#live").click()
+            known.clear()
+            if pressed:
+                page.get_by_role("button", name="Cancel").click()
+            page.wait_for_url("**/in", timeout=LATER)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_page_asks_where_its_stream_is_silent(page: Page, conn: Conn, address: str, at_once: bool) -> None:
+    job = make_job(conn, 4)
+    page.clock.install()
+    page.add_init_script(f"{SILENT} window.silent = {str(at_once).lower()}")
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#live")).to_have_text("live")
+    record(conn, job, {"succeeded": [0]})
+    if not at_once:
+        expect(page).to_have_title(re.compile(r"^25.0 %"), timeout=SOON)
+        page.evaluate("window.silent = true")
+        record(conn, job, {"succeeded": [1]})
+    page.clock.fast_forward(6_000 if at_once else 41_000)
+    expect(page).to_have_title(re.compile(r"^25.0 %" if at_once else r"^50.0 %"), timeout=SOON)
 
 
 def test_the_updates_pause_and_go_on(page: Page, conn: Conn, address: str) -> None:

@@ -28,7 +28,7 @@ from tests.support.databases import stored_columns
 from tests.support.jobs import BAD, make_job, make_mixed_job, make_staged, make_worker, record, run
 from tests.support.timer import Timer
 from tests.support.vhosts import Broker
-from tests.support.webapp import open_app, served
+from tests.support.webapp import SILENT, open_app, served
 from tests.support.workers import wait_until
 
 SOON = 60_000
@@ -452,6 +452,18 @@ def test_what_is_not_shared_any_more_says_so_on_other_sites(page: Page, conn: Co
         expect(page.frame_locator("iframe").locator("#problem")).to_contain_text("revoked, or its time is over")
         expect(page.locator("callboard-progress")).to_contain_text("not shown any more")
         assert not others
+
+
+def test_a_job_on_another_site_goes_on_where_its_events_are_kept(page: Page, conn: Conn, shared_url: str) -> None:
+    job = make_job(conn, 4)
+    secret, _ = tokens.create(conn, ANNA, name="a share", scopes=["read"], job=job)
+    page.clock.install()
+    page.add_init_script(f"{SILENT} window.silent = true")
+    with served(create_app(url=shared_url)) as address, served(elsewhere(address, job, secret)) as foreign:
+        page.goto(foreign)
+        expect(page.locator("callboard-progress [part=name]")).to_be_attached()
+        page.clock.fast_forward(6_000)
+        expect(page.locator("callboard-progress")).to_contain_text("0.0 %")
 
 
 def elsewhere(address: str, job: int, token: str) -> Starlette:

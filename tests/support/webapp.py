@@ -30,6 +30,13 @@ from tests.support.timer import Timer
 
 #: The type of a stream of events.
 TYPE = "text/event-stream; charset=utf-8"
+#: A script of a page whose events do not arrive while `silent` is set: a proxy keeps them, or the machine has slept.
+SILENT = """
+  const add = EventSource.prototype.addEventListener;
+  EventSource.prototype.addEventListener = function (name, act) {
+    add.call(this, name, (event) => window.silent || act(event));
+  };
+"""
 
 
 def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[httpx.Response]:
@@ -151,13 +158,13 @@ def followed(url: str, *, headers: dict[str, str] | None = None) -> Iterator[Ite
 
 
 def events(lines: Iterator[str]) -> Iterator[Event]:
-    """The events of a stream; one without data is none."""
+    """The events of a stream, but for those that only show that it lives."""
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(": ")
         if line:
             fields[name] = value
             continue
-        if "data" in fields:
+        if "data" in fields and fields["event"] != "alive":
             yield Event(fields["event"], json.loads(fields["data"]), fields.get("id"))
         fields = {}

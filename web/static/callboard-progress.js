@@ -4,6 +4,9 @@
 import { FINAL, percent, fill, shownState } from "./words.js";
 
 const AGAIN_MS = 2000;
+const ANSWER_MS = 5000;
+// A stream says something at once, and then each 15 s; one that does not is kept by a proxy, or its other end is gone.
+const SILENT_MS = 40000;
 const STATES = ["succeeded", "skipped", "cancelled", "retrying", "running", "queued", "pending", "failed"];
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
@@ -50,16 +53,26 @@ class CallboardProgress extends HTMLElement {
   #follow() {
     this.disconnectedCallback();
     this.source = new EventSource(this.#address("/events"));
-    this.source.addEventListener("job", (event) => this.#show(JSON.parse(event.data)));
-    this.source.addEventListener("end", () => this.source.close());
+    this.source.addEventListener("job", (event) => {
+      this.#hear(SILENT_MS);
+      this.#show(JSON.parse(event.data));
+    });
+    this.source.addEventListener("alive", () => this.#hear(SILENT_MS));
+    this.source.addEventListener("end", () => this.disconnectedCallback());
     this.source.onerror = () => this.#ask();
+    this.#hear(ANSWER_MS);
+  }
+
+  #hear(within) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.#ask(), within);
   }
 
   async #ask() {
-    this.source.close();
+    this.disconnectedCallback();
     let job = null, refused = false;
     try {
-      const answer = await fetch(this.#address(""));
+      const answer = await fetch(this.#address(""), { signal: AbortSignal.timeout(ANSWER_MS) });
       if (answer.ok) this.#show((job = await answer.json()));
       const missing = answer.status === 404 && answer.headers.get("content-type") === "application/problem+json";  // no proxy's
       refused = missing || [401, 403].includes(answer.status);  // the job is deleted, or its token is over

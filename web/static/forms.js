@@ -17,9 +17,10 @@ export function show(...nodes) {
 async function question(url) {
   const here = new URL(url);
   here.searchParams.append("part", "confirm");
-  const answer = await ask(here);
-  if (!answer.ok) return refuse(answer.body);
-  const form = parsed(answer.body).querySelector("form");
+  const answer = await ask(here, { redirect: "manual" });  // the status of a redirect is 0 then
+  if (!answer.ok && answer.status) return refuse(answer.body);
+  const form = parsed(answer.body).querySelector("#confirm");
+  if (!form) return leave(url);  // a login asks first
   form.action = url;
   show(form);
 }

@@ -12,6 +12,9 @@ const LOST_POLL_MS = 3000;
 const PART_MS = 2000;
 const OVERTAKEN_MS = 30000;
 const STREAM_AGAIN_MS = 5000;
+// A stream says something at once, and then each 15 s; one that does not is kept by a proxy, or its other end is gone.
+const SILENT_MS = 40000;
+const SILENT_AGAIN_MS = 60000;
 const SPEAK_MS = 10000;
 
 // The address of a page that is shared has a token in it, which its requests need, too.
@@ -33,6 +36,7 @@ let source = null;
 let timer = 0;
 let again = 0;
 let streamAgain = 0;
+let silence = 0;
 let paused = false;
 let latest = null;
 let shown = 0;
@@ -65,7 +69,17 @@ export async function ask(url, options = {}) {
     throw new Lost(error.message);
   }
   if (answer.status >= 500) throw new Lost(`the server answered ${answer.status}`);
-  return { ok: answer.ok, url: answer.url, body };
+  return { ok: answer.ok, status: answer.status, url: answer.url, kind: answer.headers.get("content-type") ?? "", body };
+}
+
+// Reads what the page shows. Where that is gone, or a login refuses it or sends the browser away, the page is loaded anew,
+// and nothing returned. Any other answer than one of `kind` is a proxy's, as while the web app is deployed anew.
+async function read(url, kind) {
+  const { ok, status, kind: said, body } = await ask(url, { redirect: "manual" });  // the status of a redirect is 0 then
+  const own = said.startsWith(ok ? kind : "application/problem+json");
+  if (ok && own) return body;
+  if (!ok && (own || [0, 401, 403].includes(status))) return reload();
+  throw new Lost(`a proxy answered ${status}`);
 }
 
 // Goes to another page.
@@ -106,36 +120,53 @@ function stop() {
   source?.close();
   source = null;
   clearTimeout(timer);
+  clearTimeout(silence);
 }
+
+const EVENTS = {
+  job: (found) => attempt(() => takeJob(found)),
+  jobs: (found) => attempt(() => takeJobs(found)),
+  resync: (found) => attempt(() => takeJobs(found)),
+  problem: ({ status }) => (status < 500 ? reload() : connected(false)),
+  alive: () => {},
+  gone: reload,
+  end: poll,
+};
 
 function stream() {
   source = new EventSource(api(page.dataset.events));
   source.onopen = () => connected(true);
-  source.onerror = () => {
-    streamAgain = performance.now() + STREAM_AGAIN_MS;
-    poll();
-  };
-  source.addEventListener("job", (event) => attempt(() => takeJob(JSON.parse(event.data))));
-  source.addEventListener("jobs", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
-  source.addEventListener("resync", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
-  source.addEventListener("problem", (event) => (JSON.parse(event.data).status < 500 ? reload() : connected(false)));
-  source.addEventListener("gone", () => reload());
-  source.addEventListener("end", poll);
+  source.onerror = () => pollFor(STREAM_AGAIN_MS);
+  for (const [name, act] of Object.entries(EVENTS)) {
+    source.addEventListener(name, (event) => {
+      hear(SILENT_MS);
+      act(JSON.parse(event.data));
+    });
+  }
+  hear(ANSWER_MS);
+}
+
+function hear(within) {
+  clearTimeout(silence);
+  silence = setTimeout(() => pollFor(SILENT_AGAIN_MS), within);
+}
+
+function pollFor(span) {
+  streamAgain = performance.now() + span;
+  poll();
 }
 
 async function poll() {
-  source?.close();
-  source = null;
-  clearTimeout(timer);
+  stop();
   let pause = POLL_MS;
   const there = await attempt(async () => {
     if (page.id === "problem") {
-      await ask(document.location.href, { method: "HEAD" });
+      await ask(document.location.href, { method: "HEAD", redirect: "manual" });
       return reload();
     }
-    const answer = await ask(api(page.dataset.poll));
-    if (!answer.ok) return reload();
-    const found = JSON.parse(answer.body);
+    const body = await read(api(page.dataset.poll), "application/json");
+    if (body === undefined) return;
+    const found = JSON.parse(body);
     if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;
     found.jobs ? takeJobs(found) : takeJob(found);
   });
@@ -212,9 +243,8 @@ export async function refresh(ids) {
   const url = new URL(document.location.href);
   for (const id of ids) url.searchParams.append("part", id);
   const there = await attempt(async () => {
-    const answer = await ask(url);
-    if (!answer.ok) return reload();
-    take(answer.body);
+    const body = await read(url, "text/html");
+    if (body !== undefined) take(body);
   });
   if (!there) for (const id of ids) stale.add(id);
   refreshing = false;

@@ -198,7 +198,7 @@ def test_a_stream_ends_when_the_login_does_not_let_its_watcher_in_any_more(
     conn: Conn, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "LOGIN_SECONDS", 0.2)
-    monkeypatch.setattr(events, "COMMENT_SECONDS", 0.1)
+    monkeypatch.setattr(events, "ALIVE_SECONDS", 0.1)
     let_in, refused = [Identity("anna")], 0
 
     async def login(_request: Request) -> Identity | None:
@@ -210,9 +210,9 @@ def test_a_stream_ends_when_the_login_does_not_let_its_watcher_in_any_more(
         path = f"{address}/api/v1/jobs/{make_job(conn, 1, published=0)}/events"
         with httpx.stream("GET", path) as answer:
             lines = answer.iter_lines()
-            comments = (line for line in lines if line == ":")
+            alive = (line for line in lines if line == "data: {}")
             for _ in range(5):
-                next(comments)
+                next(alive)
             let_in.clear()
             *_, last = parsed(lines)
         assert (last.name, last.data["status"], last.data["code"]) == ("problem", 401, "no_login")
