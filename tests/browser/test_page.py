@@ -459,9 +459,13 @@ def test_the_pages_fit_a_phone(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn, name="a_name_without_any_place_to_break_it_" * 4)
     page.set_viewport_size({"width": 320, "height": 740})
     tokens.create(conn, Requester("cli", "anna"), name="somebody whose name is long")
+    make_worker(conn)
+    make_job(conn, 1, actor="an_actor_that_no_worker_has_whose_name_can_not_be_broken", published=0)
     for path in ("/", f"/jobs/{job}", f"/jobs/{job}/items/20", f"/jobs/{job}/cancel", f"/share/{job}"):
         page.goto(f"{address}{path}")
         expect(page.locator("#main")).to_contain_text("a_name_without")
+        if path == "/":
+            expect(page.locator("#jobs")).to_contain_text("has the actor an_actor_that_no_worker_has")
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
     actions.limit(conn, job, Requester("cli", "anna"), {"max_failures": "5% of 1000"})
     for width in (320, 1280):
