@@ -375,7 +375,8 @@ def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:
 
 def may_retry(broker: dramatiq.Broker, message: MessageProxy) -> bool:
     """Return whether Dramatiq may retry a message. It counts the retry, formats the traceback, and only then compares:
-    where the exception can't be formatted, its hook raises what that raises, and `max_retries` is not looked at.
+    where the exception can't be formatted, its hook raises what that raises, and `max_retries` is not looked at. Where
+    that is no number, as when it comes from the environment, its hook raises too.
     """
     retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
     if retries is None:
@@ -383,7 +384,10 @@ def may_retry(broker: dramatiq.Broker, message: MessageProxy) -> bool:
     actor = broker.actors.get(message.actor_name)
     options = {"max_retries": retries.max_retries, **(actor.options if actor else {}), **message.options}
     most, counted = options["max_retries"], options.get("retries", 0)
-    return most is None or counted <= most or options.get("retry_when", retries.retry_when) is not None
+    try:
+        return most is None or counted <= most or options.get("retry_when", retries.retry_when) is not None
+    except TypeError:
+        return True
 
 
 def tracking_of(broker: dramatiq.Broker) -> Tracking | None:

@@ -77,6 +77,21 @@ def test_an_exception_that_can_not_be_formatted_has_no_more_attempts_than_any_ot
     assert message.options["retries"] == counted + 1
 
 
+@pytest.mark.parametrize(("most", "counted"), [("3", 0), (3, "0")])
+def test_a_number_of_attempts_that_can_not_be_compared_loses_the_retry(most: Any, counted: Any) -> None:
+    """Dramatiq's hook raises, and the item ends as after any other hook that does."""
+    broker = StubBroker(middleware=[Retries()])
+
+    @dramatiq.actor(broker=broker, max_retries=most)
+    def fails() -> None:
+        raise AssertionError
+
+    message = MessageProxy(fails.message_with_options(retries=counted))
+    assert may_retry(broker, message)
+    with pytest.raises(TypeError):
+        broker.middleware[-1].after_process_message(broker, message, exception=ValueError())
+
+
 def test_an_item_with_a_result_makes_no_record_of_the_log() -> None:
     """It would take as long as the rest of an item's hooks."""
     broker = StubBroker(middleware=[])
