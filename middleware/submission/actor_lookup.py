@@ -69,7 +69,7 @@ def own_signature(actor: dramatiq.Actor[..., Any] | type[dramatiq.GenericActor])
     an actor that runs elsewhere, or pass on what it gets, as `batch` does.
     """
     function = function_of(actor)
-    if inspect.iscoroutinefunction(getattr(function, "__wrapped__", None)):  # Dramatiq's own wrapper of async actors
+    if getattr(function, "__globals__", None) is vars(dramatiq.asyncio):  # Dramatiq's own wrapper of an async actor
         function = function.__wrapped__
     try:
         given = inspect.signature(function, follow_wrapped=False).parameters

@@ -1,5 +1,6 @@
 """What an actor takes, and what of an item does not fit it."""
 
+import asyncio
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
@@ -67,10 +68,16 @@ def test_nothing_is_known_of_a_function_that_takes_what_it_gets() -> None:
     def injects(*args: Any, **kwargs: Any) -> None:
         resize("a photo", *args, **kwargs)
 
+    async def ask(client: str, photo: str) -> None: ...
+
+    @wraps(ask)
+    def runs(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(ask("a client", *args, **kwargs))
+
     def stub() -> None: ...
     def in_batches(items: list[Any]) -> None: ...
 
-    assert [signature(one) for one in (injects, stub, callboard.batch(in_batches))] == [None] * 3
+    assert [signature(one) for one in (injects, runs, stub, callboard.batch(in_batches))] == [None] * 4
 
 
 @pytest.mark.parametrize(
