@@ -7,7 +7,7 @@ CUSTOMERS, TENANTS = 1_000, 100
 #: Items of one statement.
 BATCH_ITEMS = 1_000_000
 
-#: Finished jobs over the last year, the newest last; of each job some items failed, by ten errors.
+#: Finished jobs over a year, which ended `years` ago, the newest last; of each job some items failed, by ten errors.
 JOBS = """
 INSERT INTO callboard.jobs (
     name, tenant, actor, queue, metadata, sealed, state, total, bulk_end, watermark, published, succeeded, failed,
@@ -18,7 +18,9 @@ SELECT 'job ' || n, 'tenant ' || n %% 3, 'actor ' || n / 3 %% 3, 'default',
        %(each)s, %(each)s, %(each)s, %(each)s, %(each)s - %(failed)s, %(failed)s,
        at.at, at.at + interval '1 second', at.at + interval '1 minute', at.at + interval '1 minute'
 FROM generate_series(1, %(jobs)s) AS n
-CROSS JOIN LATERAL (SELECT now() - interval '365 days' * (1 - n::float8 / %(jobs)s) - interval '2 minutes' AS at) AS at
+CROSS JOIN LATERAL (
+    SELECT now() - interval '2 minutes' - interval '365 days' * (%(years)s + 1 - n::float8 / %(jobs)s) AS at
+) AS at
 ORDER BY n RETURNING id
 """
 ITEMS = """
@@ -80,9 +82,11 @@ SELECT 1, 8, 'backstage', '{work}', '{default}', now(), now() FROM generate_seri
 """
 
 
-def add_finished(conn: Conn, jobs: int, each: int, *, workers: int = 0) -> list[int]:
-    """Add finished jobs of `each` items, a hundredth of which failed (one at least), and workers that ended."""
-    numbers = {"jobs": jobs, "each": each, "failed": max(each // 100, 1), "customers": CUSTOMERS}
+def add_finished(conn: Conn, jobs: int, each: int, *, workers: int = 0, years: int = 0) -> list[int]:
+    """Add finished jobs of `each` items, a hundredth of which failed (one at least), and workers that ended. The year
+    of these jobs ended `years` ago: ids follow the order in which jobs are created.
+    """
+    numbers = {"jobs": jobs, "each": each, "failed": max(each // 100, 1), "customers": CUSTOMERS, "years": years}
     made = [row[0] for row in conn.execute(JOBS, numbers)]
     for batch in _batches(made, each):
         conn.execute(ITEMS, (batch,))

@@ -133,7 +133,7 @@ def side_of(url: str, stack: ExitStack, jobs: int, each: int = EACH) -> Side:
     """A database with so many finished jobs of `each` items, and some smaller ones."""
     conn = stack.enter_context(connect(url))
     conn.execute("SET max_parallel_workers_per_gather = 0")  # all of it is in one process
-    history.add_finished(conn, FEW_JOBS, FEW_EACH)
+    history.add_finished(conn, FEW_JOBS, FEW_EACH, years=1)
     made = history.add_finished(conn, jobs, each, workers=jobs)
     conn.execute("VACUUM (ANALYZE)")
     return side_with(url, conn, made)
