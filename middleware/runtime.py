@@ -162,11 +162,13 @@ class Runtime:
 
     def check(self) -> None:
         """Wait for the database and compare its schema; a line in the log and SystemExit when this can't work."""
-        if warning := self._at_boot(self._compare):
+        if warning := self._at_boot(partial(self._compare, rights=True)):
             log.warning(warning)
 
-    def _compare(self) -> str | None:
+    def _compare(self, *, rights: bool = False) -> str | None:
         with connect(self.url) as conn:
+            if rights:
+                migrate.check_rights(conn)
             return migrate.check(conn)
 
     def _at_boot(self, query: Callable[[], T]) -> T:

@@ -33,6 +33,8 @@ TRANSIENT = (
 #: What is wrong with a database that takes no writes, and what to do.
 READ_ONLY = "the database can only be read"
 PRIMARY = "let DATABASE_URL name a server that takes writes, and no standby, or end its read-only mode"
+#: What is wrong with a role that lacks a right, and what to do.
+NO_RIGHT, GIVE_RIGHT = "the database refuses this user", "give it the right, or use another user"
 #: What is wrong with a database whose disk is full, and what to do.
 FULL, FREE_SPACE = "the disk of the database is full", "free space on the disk of PostgreSQL"
 #: A function that was running when an error came, in a line of its context in any language (lc_messages): of PL/pgSQL

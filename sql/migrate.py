@@ -121,6 +121,14 @@ def check_database(conn: Conn) -> None:
         )
 
 
+def check_rights(conn: Conn) -> None:
+    """Raise SchemaError for a role that may not do all that a worker does: it would meet that only when it comes to it,
+    one right after the other.
+    """
+    if missing := [text for (text,) in conn.execute(statement("missing_rights"))]:
+        raise SchemaError(f"the database's role lacks rights, which the schema's owner can give: {'; '.join(missing)}")
+
+
 def _apply(conn: Conn) -> list[str]:
     with conn.transaction():
         conn.execute(statement("bound_lock_waits"))

@@ -13,7 +13,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from callboard.middleware.submission.submission import SubmittedElsewhere
-from callboard.sql.errors import FREE_SPACE, FULL, PRIMARY, RAISED, READ_ONLY, UserFunctionFailed, refusal
+from callboard.sql.errors import (
+    FREE_SPACE,
+    FULL,
+    GIVE_RIGHT,
+    NO_RIGHT,
+    PRIMARY,
+    RAISED,
+    READ_ONLY,
+    UserFunctionFailed,
+    refusal,
+)
 from callboard.sql.migrate import MISFIT
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchJob, NotPossible
@@ -107,11 +117,16 @@ async def _refused_by_function(_request: Request | None, error: psycopg.Error) -
     return Problem(409, refusal(error) or str(error))
 
 
+async def _refused_by_right(_request: Request | None, error: psycopg.Error) -> Problem:
+    return Problem(503, f"{NO_RIGHT}: {error.diag.message_primary or error}; {GIVE_RIGHT}")
+
+
 HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
     psycopg.OperationalError: problem(503, UNREACHABLE, {"Retry-After": "1"}),
     psycopg.errors.QueryCanceled: problem(503, SLOW),
     psycopg.errors.DiskFull: problem(503, f"{FULL}: {FREE_SPACE}"),
+    psycopg.errors.InsufficientPrivilege: _refused_by_right,
     psycopg.errors.ReadOnlySqlTransaction: problem(503, f"{READ_ONLY}: {PRIMARY}"),
     Busy: problem(503, BUSY, {"Retry-After": "1"}),
     NotConfigured: problem(503),

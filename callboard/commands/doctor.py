@@ -106,7 +106,9 @@ def examine(timeout: float | None) -> Iterator[Finding]:
         found, _, do = str(error).partition("; ")
         yield Finding("database", WRONG, found, do)
         yield from _broker(addresses)
-    except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+    except (
+        psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege
+    ) as error:  # fmt: skip
         found, _, do = str(explain(error)).rpartition("; ")
         yield Finding("database", WRONG, found, do)
     except SchemaError as error:
@@ -126,6 +128,11 @@ def _database(conn: Conn) -> Iterator[Finding]:
     took = (time.perf_counter() - began) * 1000
     version = conn.info.server_version
     yield Finding("database", OK, f"PostgreSQL {version // 10000}, answers in {took:.1f} ms")
+    try:
+        migrate.check_rights(conn)
+    except SchemaError as error:
+        found, _, do = str(error).partition(": ")
+        yield Finding("rights", WRONG, found, do)
     warning = migrate.check(conn)
     yield Finding("schema", NOTE if warning else OK, warning or "fits this code")
     apart = abs((datetime.now(UTC) - server["now"]).total_seconds())

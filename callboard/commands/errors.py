@@ -6,14 +6,24 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.commands.services import NotStarted
-from callboard.sql.errors import FREE_SPACE, FULL, PRIMARY, READ_ONLY, connect_advice, is_connection_lost, refusal
+from callboard.sql.errors import (
+    FREE_SPACE,
+    FULL,
+    GIVE_RIGHT,
+    NO_RIGHT,
+    PRIMARY,
+    READ_ONLY,
+    connect_advice,
+    is_connection_lost,
+    refusal,
+)
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
 
 #: What is wrong and what to do, by the error of a database that refuses what others would do.
 REFUSALS: dict[type[Exception], tuple[str, str]] = {
-    psycopg.errors.InsufficientPrivilege: ("the database refuses this user", "give it the right, or use another user"),
+    psycopg.errors.InsufficientPrivilege: (NO_RIGHT, GIVE_RIGHT),
     psycopg.errors.ReadOnlySqlTransaction: (READ_ONLY, PRIMARY),
     psycopg.errors.DiskFull: (FULL, FREE_SPACE),
 }

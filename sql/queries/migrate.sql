@@ -4,16 +4,21 @@ SET LOCAL lock_timeout = '2s'
 
 -- name: prepare_schema
 -- The schema and the list of its migrations, under a lock that ends with the transaction.
--- Caller: migrate, first thing. CREATE … IF NOT EXISTS alone isn't safe when two start at once: hence the lock.
+-- Caller: migrate, first thing. CREATE … IF NOT EXISTS alone isn't safe when two start at once: hence the lock. And it asks
+-- for the right to create also what is there, as a schema that somebody else has made for this role: hence the IF.
 DO $$ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('callboard.migrate', 0));
-    CREATE SCHEMA IF NOT EXISTS callboard;
-    CREATE TABLE IF NOT EXISTS callboard.migrations (
-        number      integer PRIMARY KEY,
-        name        text NOT NULL,
-        breaking    boolean NOT NULL,
-        applied_at  timestamptz NOT NULL DEFAULT now()
-    );
+    IF to_regnamespace('callboard') IS NULL THEN
+        CREATE SCHEMA IF NOT EXISTS callboard;
+    END IF;
+    IF to_regclass('callboard.migrations') IS NULL THEN
+        CREATE TABLE IF NOT EXISTS callboard.migrations (
+            number      integer PRIMARY KEY,
+            name        text NOT NULL,
+            breaking    boolean NOT NULL,
+            applied_at  timestamptz NOT NULL DEFAULT now()
+        );
+    END IF;
 END $$
 
 -- name: note_migration
@@ -28,6 +33,29 @@ SELECT number, name, breaking FROM callboard.migrations ORDER BY number
 -- Limits that the role, the database or the server sets for each session. Caller: migrate, and each process's check at its
 -- start. Rows: (name, seconds; 0: none), of those that this server knows.
 SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name = ANY (%s) ORDER BY name
+
+-- name: missing_rights
+-- The statements that give this role the rights that it lacks, of those that a worker needs.
+-- Caller: migrate.check_rights. Rows: (statement).
+SELECT 'GRANT ' || missing || ' TO ' || quote_ident(current_user)
+FROM (
+    SELECT 'USAGE ON SCHEMA callboard' AS missing WHERE NOT has_schema_privilege(to_regnamespace('callboard')::oid, 'USAGE')
+    UNION ALL
+    SELECT 'SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA callboard'
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_class
+                  WHERE relnamespace = to_regnamespace('callboard') AND relkind = 'r' AND relname <> 'migrations'
+                    AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+                             AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')))
+    UNION ALL
+    SELECT 'USAGE ON ALL SEQUENCES IN SCHEMA callboard'
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_class
+                  WHERE relnamespace = to_regnamespace('callboard') AND relname = 'job_ids'
+                    AND NOT has_sequence_privilege(oid, 'USAGE'))
+    UNION ALL
+    SELECT 'EXECUTE ON ALL FUNCTIONS IN SCHEMA callboard'
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_proc
+                  WHERE pronamespace = to_regnamespace('callboard') AND NOT has_function_privilege(oid, 'EXECUTE'))
+) AS m
 
 -- name: tables_with_hidden_rows
 -- A table of ours of which this role may not see or change every row, if there is one. Caller: migrate.check_database.

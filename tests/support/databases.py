@@ -64,6 +64,32 @@ def database(url: str, template: str = "template0") -> Iterator[str]:
         execute(url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+#: The rights of a role that may do what workers and submissions do.
+WORKING = (
+    "USAGE ON SCHEMA callboard",
+    "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA callboard",
+    "USAGE ON ALL SEQUENCES IN SCHEMA callboard",
+)
+
+
+@contextmanager
+def clerk(conn: psycopg.Connection[Any], *rights: str) -> Iterator[str]:
+    """A role of its own that owns nothing and has these rights in the database of `conn`; gives its name."""
+    role = f"clerk_{uuid.uuid4().hex}"
+    conn.execute(f"CREATE ROLE {role}".encode())
+    try:
+        for right in rights:
+            conn.execute(f"GRANT {right} TO {role}".encode())
+        yield role
+    finally:
+        conn.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def as_role(url: str, role: str) -> str:
+    """The URL by which one is that role in each session."""
+    return f"{url}&options=-c%20role%3D{role}"
+
+
 @contextmanager
 def migrated(url: str) -> Iterator[str]:
     """A migrated database to copy; gives its name. Nobody may be connected to it while it is copied."""

@@ -20,7 +20,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import actions, submission
 from callboard.sql.writes.requests import Requester
-from tests.support.databases import waits, with_database
+from tests.support.databases import WORKING, as_role, clerk, waits, with_database
 from tests.support.jobs import make_job
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
@@ -201,6 +201,19 @@ def test_a_connection_that_is_lost_on_the_way_is_no_database_that_is_away(
     code, found = examined(capsys, "--no-ping")
     assert (code, found["database"][-1]["do"]) == (1, "try again")
     assert found["database"][-1]["found"].startswith("the connection to the database was lost: server closed")
+
+
+def test_a_role_that_lacks_rights_is_named(
+    here: Pipeline, conn: Conn, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with clerk(conn, *WORKING[:2]) as role:
+        monkeypatch.setenv("DATABASE_URL", as_role(database_url, role))
+        code, found = examined(capsys, "--no-ping")
+        do = f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA callboard TO {role}"
+        assert (code, found["rights"][0]["state"], found["rights"][0]["do"]) == (1, "wrong", do)
+        monkeypatch.setattr(doctor, "_workers", lambda conn: conn.execute("SELECT nextval('callboard.job_ids')"))
+        code, found = examined(capsys, "--no-ping")
+    assert found["database"][-1]["found"] == "the database refuses this user: permission denied for sequence job_ids"
 
 
 def test_a_pooler_with_prepared_statements_is_noted(

@@ -5,9 +5,8 @@ here is prepared on such tables, on a connection of its own: psycopg forgets wha
 """
 
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
@@ -37,7 +36,7 @@ from callboard.sql.writes import (
 )
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
-from tests.support.databases import database, with_database
+from tests.support.databases import WORKING, clerk, database, with_database
 from tests.support.jobs import ARGS, BAD, NOT_NEEDED, claim_outbox, make_job, make_worker, publish, record, run, send
 from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
@@ -445,7 +444,7 @@ def test_a_large_retry_is_claimed_and_confirmed_at_once(postgres_url: str, templ
     with (
         database(postgres_url, template) as name,
         connect(with_database(postgres_url, name)) as conn,
-        clerk(conn) as become,
+        clerk(conn, *WORKING) as role,
     ):
         conn.execute("ALTER TABLE callboard.outbox SET (autovacuum_enabled = off)")
         job = make_job(conn, MANY)
@@ -453,7 +452,7 @@ def test_a_large_retry_is_claimed_and_confirmed_at_once(postgres_url: str, templ
         conn.execute("VACUUM (ANALYZE) callboard.outbox")
         publisher = opened(with_database(postgres_url, name))
         for session in (conn, publisher):
-            session.execute(become)
+            session.execute(f"SET ROLE {role}".encode())
 
         def publish_again() -> int:
             claim = publishing.claim_job(publisher, job=job)
@@ -490,18 +489,6 @@ def test_a_retry_reads_the_items_that_it_gives_another_attempt(conn: Conn, selec
 # Telling the planner -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def clerk(conn: Conn) -> Iterator[bytes]:
-    """A role that may read and write all tables of the database of `conn`, and owns none; gives what becomes it."""
-    role = f"clerk_{uuid.uuid4().hex}"
-    conn.execute(f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA callboard TO {role}".encode())
-    conn.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA callboard TO {role}".encode())
-    try:
-        yield f"SET ROLE {role}".encode()
-    finally:
-        conn.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}".encode())
-
-
 def stale(conn: Conn) -> list[str]:
     """Tables of which the planner knows a small part."""
     return [row[0] for row in conn.execute(STALE)]
@@ -536,7 +523,7 @@ def test_a_table_that_somebody_vacuums_is_not_waited_for(conn: Conn, database_ur
 
 def test_the_planner_is_told_by_a_role_that_does_not_own_the_tables(conn: Conn) -> None:
     fill(conn)
-    with clerk(conn) as become:
-        conn.execute(become)
+    with clerk(conn, "USAGE ON SCHEMA callboard") as role:
+        conn.execute(f"SET ROLE {role}".encode())
         sweep.analyze_grown_tables(conn)
     assert stale(conn) == []

@@ -18,7 +18,7 @@ from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.statements import documented, statement
-from tests.support.databases import database, waiting, with_database
+from tests.support.databases import WORKING, as_role, clerk, database, waiting, with_database
 from tests.support.jobs import make_job, record
 from tests.support.workers import StartWorker, wait_until
 
@@ -78,6 +78,30 @@ def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
     names = [step.name for step in migrate.known_migrations()]
     assert migrate.migrate(empty_database_url) == names
     assert migrate.migrate(empty_database_url) == []
+
+
+def test_a_schema_that_was_made_for_a_role_is_migrated_by_it(empty_database_url: str) -> None:
+    """It may not make one; and nothing need be changed for a role that may not change it."""
+    names = [step.name for step in migrate.known_migrations()]
+    with connect(empty_database_url) as admin, clerk(admin) as owner, clerk(admin) as reader:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for database"):
+            migrate.migrate(as_role(empty_database_url, owner))
+        admin.execute(f"CREATE SCHEMA callboard AUTHORIZATION {owner}".encode())
+        assert migrate.migrate(as_role(empty_database_url, owner)) == names
+        for right in ("USAGE ON SCHEMA callboard", "SELECT ON ALL TABLES IN SCHEMA callboard"):
+            admin.execute(f"GRANT {right} TO {reader}".encode())
+        assert migrate.migrate(as_role(empty_database_url, reader)) == []
+
+
+def test_the_rights_that_a_role_lacks_are_said_as_statements_that_give_them(database_url: str) -> None:
+    with connect(database_url) as admin, clerk(admin) as role, connect(as_role(database_url, role)) as conn:
+        admin.execute("REVOKE EXECUTE ON FUNCTION callboard.analyze_grown FROM PUBLIC")
+        with pytest.raises(SchemaError, match="the database's role lacks rights") as error:
+            migrate.check_rights(conn)
+        told, rights = str(error.value).partition(": ")[2], (*WORKING, "EXECUTE ON ALL FUNCTIONS IN SCHEMA callboard")
+        assert told.split("; ") == [f"GRANT {right} TO {role}" for right in rights]
+        admin.execute(told.encode())
+        migrate.check_rights(conn)
 
 
 def test_a_migration_lets_others_work_while_it_waits_for_a_long_reader(

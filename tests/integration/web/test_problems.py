@@ -14,6 +14,7 @@ from starlette.requests import Request
 from callboard.sql.pool import Conn
 from callboard.web import create_app
 from callboard.web.problems import problem_of
+from tests.support.databases import as_role, clerk
 from tests.support.jobs import make_job
 from tests.support.webapp import get, open_app, served
 
@@ -75,6 +76,19 @@ def test_a_database_that_takes_no_writes_is_no_bug(conn: Conn, database_url: str
     with served(open_app(f"{database_url}&options=-c%20default_transaction_read_only%3Don")) as address:
         answer = httpx.post(f"{address}/api/jobs/{job}/pause")
     assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (503, "the database can only be read")
+
+
+def test_a_role_that_may_only_read_is_no_bug(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 1)
+    with (
+        clerk(conn, "USAGE ON SCHEMA callboard", "SELECT ON ALL TABLES IN SCHEMA callboard") as role,
+        served(open_app(as_role(database_url, role))) as address,
+    ):
+        shown, answer = httpx.get(f"{address}/api/jobs/{job}"), httpx.post(f"{address}/api/jobs/{job}/pause")
+    assert (shown.status_code, answer.status_code) == (200, 503)
+    assert answer.json()["detail"] == (
+        "the database refuses this user: permission denied for table jobs; give it the right, or use another user"
+    )
 
 
 def test_a_full_disk_is_no_database_that_cant_be_reached() -> None:
