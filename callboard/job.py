@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import Token
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -305,7 +306,8 @@ def job(
 
     The options are those of `submit`. Each message goes out at once, also from an actor, whatever becomes of its item.
     If the block raises, the job is sealed too, and what was sent goes on. If the process dies in the block, a job
-    without a key is stopped as `failed`, with the reason.
+    without a key is stopped as `failed`, with the reason. Raises RuntimeError where the block ends in another thread or
+    task than it began in, as around the `yield` of a generator that a web framework runs: not all was sent into it.
     """
     broker = dramatiq.get_broker()
     runtime = runtime_of(broker)
@@ -322,5 +324,19 @@ def job(
         with runtime.submissions.held(made.job):
             yield Job(made.job, runtime)
     finally:
-        current_job.reset(token)
+        left = _leaves_context(token)
         runtime.write(lambda conn: submission.seal_job(conn, made.job))
+    if left:
+        raise RuntimeError(
+            f"the block of job {made.job} ends in another thread or task than it began in: the job is sealed, and what "
+            "was sent elsewhere is not in it; don't begin the block in a generator whose steps others run"
+        )
+
+
+def _leaves_context(token: Token[int]) -> bool:
+    """End what `current_job` says of a block; return whether that holds elsewhere, and can't be ended here."""
+    try:
+        current_job.reset(token)
+    except ValueError:
+        return True
+    return False

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -167,6 +168,18 @@ def test_a_span_counts_from_the_databases_time(pipeline: Pipeline, monkeypatch: 
     assert 1700 < row[0] <= 1800
     assert 10700 < row[1] <= 10800
     assert row[2].keys() == {"at", "deadline"}
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+@pytest.mark.usefixtures("pipeline")
+def test_a_block_that_ends_elsewhere_is_sealed_and_says_so(error: Exception | None) -> None:
+    """A web framework runs the steps of a generator in a thread each: the block's end knows nothing of its begin."""
+    block = callboard.job("a block")
+    job = copy_context().run(block.__enter__)
+    says = pytest.raises(RuntimeError, match=f"the block of job {job.id} ends in another thread or task than it began")
+    with nullcontext() if error else says:
+        assert not block.__exit__(type(error) if error else None, error, None)
+    assert job.status()["sealed"]
 
 
 def test_an_item_key_is_stored_once(pipeline: Pipeline) -> None:
