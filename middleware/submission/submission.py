@@ -232,7 +232,12 @@ def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime 
 
 
 def check_items(items: object) -> None:
-    """Raise TypeError for one item in the place of many."""
+    """Raise TypeError for one item in the place of many, and for a DataFrame of pandas."""
+    if hasattr(items, "itertuples"):
+        raise TypeError(
+            "items must be an iterable of items, and a DataFrame is one of its columns' names: give its "
+            "itertuples(index=False), or to_dict('records')"
+        )
     if isinstance(items, str | bytes | bytearray | Mapping) or not isinstance(items, Iterable | AsyncIterable):
         raise TypeError(f"items must be an iterable of items, not {items!r:.100}: for one item, a list of one")
 

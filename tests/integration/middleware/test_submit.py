@@ -370,6 +370,22 @@ def test_a_function_that_is_no_actor_is_refused(pipeline: Pipeline) -> None:
         callboard.submit(len, [1])  # type: ignore[arg-type]
 
 
+class Frame:
+    """What pandas' DataFrame is to `submit`."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a column", "another"])
+
+    def itertuples(self, *, index: bool = True) -> Iterator[tuple[int, ...]]:
+        raise AssertionError
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_data_frame_is_not_read_as_its_columns() -> None:
+    with pytest.raises(TypeError, match=r"items must be an iterable .* give its itertuples\(index=False\), or to_dict"):
+        callboard.submit("work", Frame())
+
+
 def test_a_database_without_the_schema_is_named(empty_database_url: str, amqp_url: str) -> None:
     with client({"DATABASE_URL": empty_database_url, "AMQP_URL": amqp_url}, ["work"]) as broker:
         with pytest.raises(callboard.SchemaError, match="run `callboard migrate`"):
