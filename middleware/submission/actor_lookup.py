@@ -26,9 +26,14 @@ class UnknownActor(LookupError):
     """No actor of this name is imported in this process, and no worker ever announced one."""
 
 
+def is_actor(given: object) -> bool:
+    """Return whether this is an actor, or an object that stands for one and has it as `actor`, as Flask-Dramatiq's."""
+    return isinstance(given, _ACTORS) or isinstance(getattr(given, "actor", None), dramatiq.Actor)
+
+
 def broker_of(actor: Actor) -> dramatiq.Broker:
     """The broker of an actor; Dramatiq's global one for a name. Raises TypeError for what is neither."""
-    if not isinstance(actor, (*_ACTORS, str)):
+    if not isinstance(actor, str) and not is_actor(actor):
         raise TypeError(f"actor must be an actor or its registered name, not {actor!r}: put @dramatiq.actor above it")
     return dramatiq.get_broker() if isinstance(actor, str) else actor.broker
 
@@ -91,7 +96,7 @@ def own_signature(actor: dramatiq.Actor[..., Any] | type[dramatiq.GenericActor])
 
 def function_of(actor: Any) -> Any:
     """Return the function of an actor, or the method of one that is a class; what is no actor is returned as it is."""
-    function = actor.fn if isinstance(actor, _ACTORS) else actor
+    function = actor.fn if is_actor(actor) else actor
     return function.perform if isinstance(function, dramatiq.GenericActor) else function
 
 
@@ -114,7 +119,7 @@ def targets(
 def _target(write: Write, broker: dramatiq.Broker | None, option: str, given: Any) -> dict[str, str]:
     if isinstance(given, str) and "://" in given:
         return {"url": given, "host": parse_url(given).netloc.lower()}  # a process limits its deliveries to one host
-    if isinstance(given, _ACTORS) or (isinstance(given, str) and given):
+    if is_actor(given) or (isinstance(given, str) and given):
         actor, queue = resolve(write, broker, given)
         return {"actor": actor, "queue": queue}
     raise ValueError(f"{option} takes actors, their names and URLs like https://host/path, not {given!r}")

@@ -127,6 +127,25 @@ def unasked(write: Callable[[Conn], Any]) -> Any:
     raise AssertionError
 
 
+class Standing:
+    """What flask-dramatiq gives in the place of an actor."""
+
+    def __init__(self, actor: dramatiq.Actor[..., Any]) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.actor, name)
+
+
+def test_an_object_that_stands_for_an_actor_is_one() -> None:
+    actor = dramatiq.actor(broker=(broker := StubBroker()), actor_name="photos")(resize)
+    given: Any = Standing(actor)
+    assert broker_of(given) is broker
+    assert resolve(unasked, broker, given) == ("photos", "default")
+    assert own_signature(given) == own_signature(actor)
+    assert targets(unasked, broker, given, None, None) == {"completed": [{"actor": "photos", "queue": "default"}]}
+
+
 def test_an_actor_that_is_a_class_takes_what_its_method_does() -> None:
     broker = StubBroker()
 
