@@ -93,7 +93,9 @@ class Tracking(Middleware):
         return settings.RESULT_LIMIT.get()
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
-        """Raise BadDeclaration for a name that can't be recorded, or an option `results` that says nothing."""
+        """Raise BadDeclaration for a name that can't be recorded, an option `results` that says nothing, or an option
+        `throws` by which Dramatiq's thread would end.
+        """
         name = actor.actor_name
         if not 0 < len(name) <= NAME_CHARACTERS or not is_name(name):
             raise BadDeclaration(
@@ -101,6 +103,14 @@ class Tracking(Middleware):
             )
         if (given := actor.options.get("results")) not in (None, "strict"):
             raise BadDeclaration(f"the option results of {actor.actor_name} must be 'strict' or None, not {given!r}")
+        throws = actor.options.get("throws")
+        try:
+            isinstance(None, throws or ())
+        except TypeError:
+            raise BadDeclaration(
+                f"the option throws of {actor.actor_name} must be an exception's class or a tuple of them, not "
+                f"{throws!r:.100}: each error of the actor would end a thread of the worker"
+            ) from None
 
     def after_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
         """Announce an actor that is declared after the worker has started, and run its coroutine."""
@@ -414,7 +424,8 @@ def runtime_of(broker: dramatiq.Broker) -> Runtime:
     tracking = tracking_of(broker)
     if tracking is None:
         raise NotTracked(
-            "this broker is not tracked: call callboard.install() where the broker is made, with DATABASE_URL set"
+            "this broker is not tracked: call callboard.install() where the broker is made, with DATABASE_URL set; "
+            "where no actor tells the broker, it is the one that dramatiq.set_broker() was given"
         )
     return tracking.runtime
 

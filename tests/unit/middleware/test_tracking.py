@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from queue import PriorityQueue
 from typing import Any
 from unittest.mock import Mock
@@ -90,6 +91,18 @@ def test_a_number_of_attempts_that_can_not_be_compared_loses_the_retry(most: Any
     assert may_retry(broker, message)
     with pytest.raises(TypeError):
         broker.middleware[-1].after_process_message(broker, message, exception=ValueError())
+
+
+@pytest.mark.parametrize(
+    ("throws", "refused"),
+    [(None, False), (ValueError, False), ((ValueError, OSError), False), ([ValueError], True), ("ValueError", True)],
+)
+def test_an_option_throws_by_which_each_error_would_end_a_thread_is_refused(throws: Any, refused: bool) -> None:
+    """Dramatiq gives it to `isinstance`, where nothing catches what that raises."""
+    broker = StubBroker(middleware=[Retries()])
+    actor = dramatiq.actor(broker=broker, actor_name="careful", throws=throws)(print)
+    with pytest.raises(ValueError, match="the option throws of careful must be") if refused else nullcontext():
+        Tracking(Mock(), Mock()).before_declare_actor(broker, actor)
 
 
 def test_an_item_with_a_result_makes_no_record_of_the_log() -> None:
