@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
 from dramatiq import Broker
+from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import QueueNotFound
 
 from callboard.middleware.message import envelope
@@ -117,9 +118,9 @@ class EnqueueTransport:
 
     def depth(self, queue: str) -> int | None:
         """See Transport."""
-        waiting = getattr(self._broker, "queues", {})
-        if isinstance(waiting, dict):  # the broker of this process
-            return int(waiting[queue].qsize()) if queue in waiting else 0
+        if isinstance(self._broker, StubBroker):
+            waiting = self._broker.queues
+            return waiting[queue].qsize() if queue in waiting else 0
         if not self._is_redis():
             return None
         redis: Any = self._broker
@@ -131,7 +132,7 @@ class EnqueueTransport:
 
     def name(self) -> str | None:
         """See Transport: the kind of the broker, since two of one kind can't be told apart."""
-        if isinstance(getattr(self._broker, "queues", None), dict):
+        if isinstance(self._broker, StubBroker):
             return IN_PROCESS
         return "Redis" if self._is_redis() else None
 

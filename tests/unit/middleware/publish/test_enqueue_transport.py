@@ -51,14 +51,22 @@ def test_the_length_of_a_queue_in_process() -> None:
     assert (depth(broker), depth(broker, "other")) == (1, 0)
 
 
-def test_another_broker_does_not_tell() -> None:
-    assert depth(SimpleNamespace(queues=set(), client=None)) is None
+#: Brokers of other packages, which keep in `queues` what they like.
+OTHERS: list[Any] = [
+    SimpleNamespace(queues=set(), client=None), SimpleNamespace(queues={"default": True}), SimpleNamespace(queues={}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("broker", OTHERS)
+def test_another_broker_does_not_tell(broker: Any) -> None:
+    assert depth(broker) is None
 
 
 def test_brokers_of_different_kinds_have_different_names() -> None:
     """A worker on a database of workers with another broker is refused by it."""
-    brokers: list[Any] = [StubBroker(), Redis(len), SimpleNamespace(queues=set(), client=None)]
-    inside, redis, other = (EnqueueTransport(broker, print) for broker in brokers)
-    assert (inside.name(), redis.name(), other.name()) == ("a broker within its process", "Redis", None)
+    brokers: list[Any] = [StubBroker(), Redis(len), *OTHERS]
+    inside, redis, *others = (EnqueueTransport(broker, print) for broker in brokers)
+    assert (inside.name(), redis.name()) == ("a broker within its process", "Redis")
+    assert {other.name() for other in others} == {None}
     assert inside.gave_name("a broker within its process")
     assert not inside.gave_name("rabbit@here, virtual host /")
