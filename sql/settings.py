@@ -155,7 +155,11 @@ def _brokers(name: str, text: str) -> str:
 
 
 def _http(name: str, text: str) -> str:
-    if text and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
+    try:
+        valid = not text or (re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text) and urlsplit(text).port != 0)
+    except ValueError:  # of a port that is no number, or a bracket without its other one
+        valid = False
+    if not valid:
         raise ValueError(f"{name} must be an address like http://host:15672, without a login; not {text!r}")
     return _text(name, text)
 

@@ -553,7 +553,12 @@ class ConfirmingPublisher:
 def address(parameters: Any) -> str:
     """Return a broker's address, or those of its nodes, without credentials."""
     nodes = parameters if isinstance(parameters, list) else [parameters]
-    return "RabbitMQ at " + " or ".join(f"{node.host}:{node.port}" for node in nodes)
+    return "RabbitMQ at " + " or ".join(f"{in_url(node.host)}:{node.port}" for node in nodes)
+
+
+def in_url(host: str) -> str:
+    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _declare_exchange(name: str, channel: Channel, **options: Any) -> None:

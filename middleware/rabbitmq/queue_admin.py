@@ -85,7 +85,7 @@ def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
     """Ask the management API about all queues of the virtual host, by name; None if it does not answer."""
     parts, parameters = urlsplit(address.strip()), parameters_of(address)
     scheme = "https" if parts.scheme == "amqps" else "http"
-    base = management or f"{scheme}://{parameters.host}:{MANAGEMENT_PORTS[parts.scheme]}"
+    base = management or f"{scheme}://{confirms.in_url(parameters.host)}:{MANAGEMENT_PORTS[parts.scheme]}"
     columns = "name,messages_ready,messages_unacknowledged,consumers"
     url = f"{base.rstrip('/')}/api/queues/{quote(parameters.virtual_host, safe='')}?columns={columns}"
     login = parameters.credentials
@@ -95,7 +95,7 @@ def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
             headers = [("Authorization", _basic(login.username, login.password))]
             answer = pool.request("GET", url, headers=headers, extensions={"timeout": timeouts})
             rows = msgspec.json.decode(answer.content) if answer.status == HTTPStatus.OK else None
-    except (*UNREACHABLE, msgspec.DecodeError) as error:
+    except (*UNREACHABLE, UnicodeError, msgspec.DecodeError) as error:  # UnicodeError: of a host name
         log.debug("the management API does not answer at %s: %s", base, error)
         return None
     return {row["name"]: row for row in rows} if isinstance(rows, list) else None

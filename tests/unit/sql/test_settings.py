@@ -89,6 +89,7 @@ NONSENSE = [
     *[(settings.QUEUE_DEPTH, text, "messages from 1 to") for text in ("many", "0", "-5", "1.5")],
     *[(settings.PREPARE, text, "on or off") for text in ("no", "1", "false")],
     (settings.WEBHOOK_PRIVATE, "yes", "on or off"),
+    (settings.RABBITMQ_API, "http://rabbit:port", "an address like http://host:15672"),
 ]
 
 

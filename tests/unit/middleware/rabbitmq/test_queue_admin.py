@@ -3,13 +3,21 @@
 import pika
 import pytest
 
-from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connected
+from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connected, with_depths
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64])
 def test_a_host_with_no_possible_name_gives_no_answer(host: str) -> None:
     with pytest.raises(NoAnswer, match=host), connected(f"amqp://{host}"):
         pass
+
+
+@pytest.mark.parametrize("host", ["[::1]:1", "a..b:1"])
+def test_the_queues_of_a_node_that_cant_be_asked_are_unknown(host: str) -> None:
+    (queue,), trouble = with_depths(f"amqp://{host}", [{"name": "default"}])
+    assert queue["ready"] is None
+    assert trouble is not None
+    assert trouble.startswith(f"RabbitMQ at {host}: ")
 
 
 def test_a_node_is_asked_once_however_many_tries_its_address_has(monkeypatch: pytest.MonkeyPatch) -> None:
