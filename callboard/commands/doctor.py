@@ -206,6 +206,9 @@ def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
     about = f"queue {row['name']}"
     if missing:
         yield Finding(about, NOTE, "RabbitMQ does not have it", "a worker that has its actors makes it")
+    elif row["dead"] is None and row["ready"] is not None:
+        lost = "RabbitMQ does not have its queue of dead letters, so messages that fail leave none"
+        yield Finding(about, NOTE, lost, "start one of its workers again, which makes it")
     if row["unserved"] and row["pending"]:
         yield Finding(
             about, NOTE, f"no worker that is alive has {', '.join(row['unserved'])}",

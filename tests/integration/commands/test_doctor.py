@@ -111,6 +111,15 @@ def test_what_stands_still_is_named_with_what_to_do(here: Pipeline, capsys: pyte
     assert (letters["state"], "callboard put-back default" in letters["do"]) == ("note", True)
 
 
+def test_dead_letters_that_have_no_queue_are_noted() -> None:
+    """As after somebody deleted it, to be rid of those in it: RabbitMQ then drops the next ones without a word."""
+    row = {"name": "q", "ready": 0, "consumers": 1, "dead": None, "unserved": None, "pending": 0}
+    found = {finding.state: finding.found for finding in doctor._queue(row, missing=False)}
+    assert found["note"].startswith("RabbitMQ does not have its queue of dead letters")
+    unknown = doctor._queue({**row, "ready": None}, missing=True)
+    assert not [finding for finding in unknown if "dead letters" in finding.found]
+
+
 def test_a_queue_whose_worker_does_not_answer_is_wrong(here: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert here.worker is not None
     frozen = here.worker.children()
