@@ -14,7 +14,7 @@ from typing import LiteralString
 
 import psycopg
 
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.statements import statement
 
 log = logging.getLogger("callboard.migrate")
@@ -91,8 +91,17 @@ def migrate(url: str) -> list[str]:
 
 def check_database(conn: Conn) -> None:
     """Raise SchemaError for a database whose encoding can't hold every text, for limits that end what we do, where row
-    level security may hide rows of ours, and where a trigger of ours does not run.
+    level security may hide rows of ours, where a trigger of ours does not run, and behind a pooler of statements.
     """
+    try:
+        with transaction(conn):
+            pass
+    except psycopg.errors.ProtocolViolation as error:
+        if "statement pooling" not in str(error):
+            raise
+        raise SchemaError(
+            "PgBouncer gives each statement another connection, so no transaction works: set pool_mode = transaction"
+        ) from None
     encoding = conn.info.parameter_status("server_encoding") or "UTF8"
     if encoding != "UTF8":
         raise SchemaError(

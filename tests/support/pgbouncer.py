@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, in front of every database of a server."""
+"""PgBouncer, mostly in transaction mode, in front of every database of a server."""
 
 import os
 import pwd
@@ -22,7 +22,7 @@ CONFIG = """\
 [databases]
 * = {server}
 [pgbouncer]
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = 20
 max_client_conn = 500
 server_login_retry = 1
@@ -44,7 +44,7 @@ def program() -> str:
 
 
 @contextmanager
-def pgbouncer(url: str) -> Iterator[str]:
+def pgbouncer(url: str, mode: str = "transaction") -> Iterator[str]:
     """Run PgBouncer in front of the server of `url`; gives the URL of the same database through it."""
     parts = conninfo_to_dict(url)
     # It refuses to run as root, and must open the server's socket as someone whom the server lets in.
@@ -54,7 +54,7 @@ def pgbouncer(url: str) -> Iterator[str]:
         keys = ("host", "port", "user", "password")
         server = " ".join(f"{key}='{parts[key]}'" for key in keys if key in parts)
         config = folder / "pgbouncer.ini"
-        config.write_text(CONFIG.format(server=server, folder=folder), encoding="utf-8")
+        config.write_text(CONFIG.format(server=server, folder=folder, mode=mode), encoding="utf-8")
         if account:
             os.chown(folder, account.pw_uid, account.pw_gid)
         user = User(account.pw_uid, account.pw_gid, reach=True) if account else None

@@ -20,6 +20,7 @@ from callboard.sql.reads import queries
 from callboard.sql.statements import documented, statement
 from tests.support.databases import WORKING, as_role, clerk, database, waiting, with_database
 from tests.support.jobs import make_job, record
+from tests.support.pgbouncer import pgbouncer
 from tests.support.workers import StartWorker, wait_until
 
 ACTORS = "tests.support.pipeline_actors"
@@ -155,6 +156,13 @@ def test_a_limit_of_each_session_that_would_end_what_we_do_is_refused(limit: str
         says = rf"{limit} is 0.5 s in sessions of the role \w+, and must be \d+ s or more, or 0: ALTER ROLE"
         with connect(database_url) as conn, pytest.raises(SchemaError, match=says):
             migrate.check(conn)
+
+
+def test_a_pooler_that_pools_statements_is_refused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLBOARD_PREPARE", "off")
+    refused = pytest.raises(SchemaError, match="set pool_mode = transaction")
+    with pgbouncer(database_url, "statement") as url, connect(url) as conn, refused:
+        migrate.check(conn)
 
 
 def test_a_role_from_which_rows_are_hidden_is_refused(database_url: str) -> None:
