@@ -23,6 +23,7 @@ from callboard.sql.rows import Failure, Running
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, submission, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
+from callboard.web.pages import forms
 from tests.support.jobs import (
     BAD,
     age,
@@ -455,13 +456,18 @@ def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, share
         assert {status for status, _ in refused} <= {401}
 
 
-def test_the_pages_fit_a_phone(page: Page, conn: Conn, address: str) -> None:
-    job = make_mixed_job(conn, name="a_name_without_any_place_to_break_it_" * 4)
+def test_the_pages_fit_a_phone(page: Page, conn: Conn, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "a_name_without_any_place_to_break_it_" * 4
+    job = make_mixed_job(conn, name=name)
+    over = make_job(conn, 1, name=name)
+    cancel(conn, over)
+    monkeypatch.setattr(forms, "DELETED_WITHOUT_NAME", 0)
     page.set_viewport_size({"width": 320, "height": 740})
     tokens.create(conn, Requester("cli", "anna"), name="somebody whose name is long")
     make_worker(conn)
     make_job(conn, 1, actor="an_actor_that_no_worker_has_whose_name_can_not_be_broken", published=0)
-    for path in ("/", f"/jobs/{job}", f"/jobs/{job}/items/20", f"/jobs/{job}/cancel", f"/share/{job}"):
+    paths = (f"jobs/{job}", f"jobs/{job}/items/20", f"jobs/{job}/cancel", f"jobs/{over}/delete", f"share/{job}")
+    for path in ("/", f"/?q={name}", *(f"/{one}" for one in paths)):
         page.goto(f"{address}{path}")
         expect(page.locator("#main")).to_contain_text("a_name_without")
         if path == "/":
@@ -726,18 +732,18 @@ GONE_FIRST = """
 
 
 def test_only_the_name_deletes_a_large_job(page: Page, conn: Conn, address: str) -> None:
-    job = make_job(conn, 10_001, name="large")
+    job = make_job(conn, 10_001, name="large  of\ntoday ")  # which a page shows with one blank for each space
     cancel(conn, job)
     page.add_init_script(GONE_FIRST)
     page.goto(f"{address}/jobs/{job}")
     page.get_by_role("button", name="Delete").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("Its 10,001 items")
-    dialog.get_by_label("to confirm").fill("larg")
+    dialog.get_by_label("to confirm").fill("large")
     dialog.get_by_role("button", name="Delete the job").click()
     expect(page.get_by_role("alert")).to_contain_text("nothing was deleted", timeout=SOON)
     page.get_by_role("button", name="Delete").click()
-    dialog.get_by_label("to confirm").fill("large")
+    dialog.get_by_label("to confirm").fill("large of today")
     dialog.get_by_role("button", name="Delete the job").click()
     expect(page.locator("html[data-answered][data-gone]")).to_be_attached(timeout=SOON)
     page.evaluate("goOn()")
