@@ -47,9 +47,15 @@ def drop_stdout() -> None:
 
 
 def console(pipe_chars: int = PIPE_CHARS) -> Console:
-    """Standard output. Lines to a pipe are as long as they need to be, bars and rows of at most `pipe_chars` there."""
+    """Standard output. Lines to a pipe are as long as they need to be, bars and rows of at most `pipe_chars` there.
+
+    It `is_interactive` where lines can be drawn anew: not in a dumb terminal, nor in a pipe that takes colours.
+    """
     terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else pipe_chars, highlight=False, soft_wrap=not terminal)
+    return Console(
+        width=None if terminal else pipe_chars, highlight=False, soft_wrap=not terminal,
+        force_interactive=None if terminal else False,
+    )  # fmt: skip
 
 
 def one_of(words: Sequence[str], text: str, *names: str, metavar: str = "STATE") -> Any:

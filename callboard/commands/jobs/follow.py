@@ -1,4 +1,4 @@
-"""Follows jobs to their ends: live on a terminal, elsewhere a line for each change."""
+"""Follows jobs to their ends: live on a terminal that can draw over its lines, elsewhere a line for each change."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,10 +52,10 @@ def exit_code(jobs: Sequence[Job]) -> int:
 
 
 def follow_list(read: Callable[[Conn], RenderableType]) -> None:
-    """Show a list as it is now, again and again until Ctrl-C; on no terminal, each ten seconds."""
+    """Show a list as it is now, again and again until Ctrl-C; where it can't be drawn anew, each ten seconds."""
     console = output.console()
     with suppress(KeyboardInterrupt):
-        if not console.is_terminal:
+        if not console.is_interactive:
             _repeat(read, console.print, LINE_SECONDS)
         with Live(console=console, auto_refresh=False) as live:
             _repeat(read, lambda shown: live.update(shown, refresh=True), READ_SECONDS)
@@ -108,7 +108,7 @@ def _shower(console: Console, *, quiet: bool) -> Iterator[Callable[[list[Job] | 
     """A function that shows jobs as they are now; None stands for a lost connection."""
     if quiet:
         yield lambda _jobs, _conn: None
-    elif console.is_terminal:
+    elif console.is_interactive:
         with Live(console=console, auto_refresh=False) as live:
             yield lambda jobs, conn: live.update(_screen(jobs, conn), refresh=True)
     else:

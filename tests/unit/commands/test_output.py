@@ -1,5 +1,8 @@
 """Text from actors can't control the terminal, and percentages are rounded down."""
 
+import io
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ from rich.console import Console
 
 from callboard import words
 from callboard.commands import output
-from callboard.commands.jobs import show
+from callboard.commands.jobs import follow, show
 
 
 def test_control_characters_are_escaped() -> None:
@@ -130,3 +133,44 @@ def test_a_list_of_jobs_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str]) -
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == show.SHOWN.split()
     assert ("charge the invoices of November" in first, second.rstrip().endswith("start one")) == (True, True)
+
+
+class Terminal(io.StringIO):
+    """A terminal that takes text."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "variables", "draws"),
+    [
+        (Terminal, {"TERM": "xterm"}, True), (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {"TERM": "xterm"}, False), (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)  # fmt: skip
+def test_only_a_terminal_draws_its_lines_anew(
+    stream: type[io.StringIO], variables: dict[str, str], draws: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that can't, which would show nothing before the end, nor a log that takes colours."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", out := stream())
+    shown = iter(("first", "then"))
+    monkeypatch.setattr(follow, "connect", lambda _: nullcontext())
+    monkeypatch.setattr(follow, "database_address", lambda: "")
+    written = list[str]()
+
+    def read(_: object) -> str:
+        written.append(out.getvalue())
+        try:
+            return next(shown)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(follow, "time", SimpleNamespace(sleep=lambda _: None))
+    follow.follow_list(read)
+    assert "first" in written[1]
+    assert ("\x1b[" in written[-1]) == draws
