@@ -15,6 +15,7 @@ of production. An actor that is called as a plain function needs neither a datab
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import TimeLimit
 
 from callboard.commands.services import Server
 from callboard.job import Job
@@ -137,6 +139,7 @@ def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
     broker = app if _is_of_tests(app, _callboard_database) else _moved(app)
     install(broker, database_url=_callboard_database)
     dramatiq.set_broker(broker)
+    _start_time_limits(broker)
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=THREADS)
     try:
         with connect(_callboard_database) as conn:
@@ -171,6 +174,13 @@ def _moved(app: dramatiq.Broker) -> StubBroker:
         actor.broker = broker
         broker.declare_actor(actor)
     return broker
+
+
+def _start_time_limits(broker: dramatiq.Broker) -> None:
+    """Have time limits strike: Dramatiq starts the thread that watches them in the processes of its command only."""
+    for one in broker.middleware:
+        if isinstance(one, TimeLimit) and isinstance(one.manager, threading.Thread) and not one.manager.is_alive():
+            one.after_process_boot(broker)
 
 
 def _give_back(moved: dramatiq.Broker, app: dramatiq.Broker) -> None:

@@ -90,6 +90,8 @@ pytest_plugins = ["callboard.testing"]
 
 
 WITHIN_TESTS = """
+import time
+
 import callboard
 import dramatiq
 import pytest
@@ -106,6 +108,17 @@ def test_it_is_the_apps_again():
     from imported import double
     assert double.broker is broker is dramatiq.get_broker() and broker.actors["double"] is double
     assert "callboard.ping" not in broker.actors
+
+
+@dramatiq.actor(time_limit=10, max_retries=0)
+def long():
+    for _ in range(6_000):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_time_limit_strikes(callboard_worker, number):
+    assert callboard_worker.run(long, [[]]).errors[0]["type"].endswith("TimeLimitExceeded")
 
 
 @pytest.fixture
@@ -176,4 +189,4 @@ def test_an_app_that_is_imported_before_the_plug_in_or_by_a_test_is_run_on_the_t
     module = "import dramatiq\n\ndouble = dramatiq.actor(lambda number: 2 * number, actor_name='double')\n"
     (tmp_path / "imported.py").write_text(module)
     (tmp_path / "test_app.py").write_text(WITHIN_TESTS)
-    assert "5 passed" in run_pytest(tmp_path, "--callboard-database", empty_database_url)
+    assert "7 passed" in run_pytest(tmp_path, "--callboard-database", empty_database_url)
