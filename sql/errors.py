@@ -151,6 +151,9 @@ def is_too_large(error: BaseException) -> bool:
 
 def connect_advice(error: BaseException) -> str:
     """Return what to do when a connection can't be made."""
+    if limited := re.search('too many connections for (role|database) "(.+)"', str(error)):
+        limit = f'ALTER {limited[1].upper()} "{limited[2]}" CONNECTION LIMIT'
+        return f"close connections of others, raise that limit by {limit}, or let PgBouncer share them"
     if re.search("connection slots|too many|no more connections", str(error)):
         return "close connections of others, raise max_connections, or let PgBouncer share them"
     if "No space left on device" in str(error):

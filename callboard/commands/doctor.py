@@ -175,7 +175,7 @@ def _broker(addresses: str) -> Iterator[Finding]:
             with queue_admin.connected(address):
                 took = (time.perf_counter() - began) * 1000
         except NoAnswer as error:
-            yield Finding("broker", WRONG, f"can't reach {error}", "start it, or correct AMQP_URL")
+            yield Finding("broker", WRONG, f"can't reach {error}", queue_admin.connect_advice(error))
         else:
             place = confirms.address(queue_admin.parameters_of(address))
             yield Finding("broker", OK, f"{place} takes a connection in {took:.0f} ms")

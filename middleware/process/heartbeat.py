@@ -115,11 +115,11 @@ class Heartbeat:
         """Register under a new id: the database was restored from a backup, or made anew. Unregistered, the process
         would go on, but nobody would see it, rescue its items, or know what it holds.
         """
-        lost, self.process.worker = self.process.worker, workers.register_worker(conn, info)
+        self.process.worker = workers.register_worker(conn, info)
         self.process.runs.rename(workers.schema_id(conn), self.process.worker)
         self._looked = -timings.CONTROLS_SECONDS  # it reads the controls of all jobs
-        why = "the database does not know worker %d, as after a restore from a backup: this process is worker %d now"
-        log.warning(why, lost, self.process.worker)
+        why = "the database did not know this process any more, as after a restore from a backup; it is worker %d now"
+        log.warning(why, self.process.worker)
 
     def add_actor(self, name: str, queue: str, signature: Signature | None) -> None:
         """Record in the next moment that the worker has one more actor."""

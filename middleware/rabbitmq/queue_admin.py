@@ -114,6 +114,13 @@ def parameters_of(address: str) -> pika.URLParameters:
         raise NoAnswer("RabbitMQ at AMQP_URL: it must be like amqp://user:password@host:port/vhost") from None
 
 
+def connect_advice(error: NoAnswer) -> str:
+    """Return what to do when a connection can't be made."""
+    if " limit (" in str(error):  # of the virtual host, of the user, or of the node
+        return "close connections of others, or raise that limit"
+    return "start it, or correct AMQP_URL"
+
+
 @contextmanager
 def connected(addresses: str, seconds: float | None = None) -> Iterator[pika.BlockingConnection]:
     """A connection to the first node that answers, each within so many seconds (None: `ANSWER_SECONDS`). Raises

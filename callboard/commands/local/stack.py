@@ -105,7 +105,7 @@ class LocalStack:
                 with queue_admin.connected(self._amqp_url, BROKER_SECONDS):
                     broker = f"{masked(self._amqp_url)} (AMQP_URL)"
             except NoAnswer as error:
-                raise CommandError(f"can't reach {error}; start it, or correct AMQP_URL") from None
+                raise CommandError(f"can't reach {error}; {queue_admin.connect_advice(error)}") from None
         elif not self.in_process and installed():
             self._begin_node()
             broker = "a private RabbitMQ node"

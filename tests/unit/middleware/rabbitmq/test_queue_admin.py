@@ -3,7 +3,7 @@
 import pika
 import pytest
 
-from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connected, with_depths
+from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connect_advice, connected, with_depths
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64])
@@ -18,6 +18,12 @@ def test_the_queues_of_a_node_that_cant_be_asked_are_unknown(host: str) -> None:
     assert queue["ready"] is None
     assert trouble is not None
     assert trouble.startswith(f"RabbitMQ at {host}: ")
+
+
+def test_what_to_do_about_a_node_that_takes_no_more_connections() -> None:
+    refused = "(530) \"NOT_ALLOWED - access to vhost 'jobs' refused for user 'app': connection limit (3) is reached\""
+    assert connect_advice(NoAnswer(refused)) == "close connections of others, or raise that limit"
+    assert connect_advice(NoAnswer("[Errno 111] Connection refused")) == "start it, or correct AMQP_URL"
 
 
 def test_a_node_is_asked_once_however_many_tries_its_address_has(monkeypatch: pytest.MonkeyPatch) -> None:
