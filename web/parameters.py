@@ -1,6 +1,7 @@
 """The parameters and the body of a request, checked by their types. Every function raises `Refused`."""
 
 import asyncio
+import codecs
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -146,9 +147,9 @@ async def _read(request: Request, most: int, *larger: str) -> bytes:
 
 
 def decode(document: bytes, kind: type[T]) -> T:
-    """A JSON document of this type."""
+    """A JSON document of this type; the mark that some programs begin a file of UTF-8 with is no part of it."""
     try:
-        return msgspec.json.decode(document, type=kind)
+        return msgspec.json.decode(document.removeprefix(codecs.BOM_UTF8), type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(422, "field", error, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

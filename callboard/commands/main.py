@@ -74,7 +74,7 @@ for command in _commands(app):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0 ok, 1 failed, 2 wrong usage. An error is one line on stderr.
+    """Run one command; return its exit code: 0 ok, 1 failed, 2 wrong usage, 130 Ctrl-C. An error is one line on stderr.
 
     Raises what `explain` has no line for: a bug.
     """

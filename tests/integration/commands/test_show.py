@@ -214,6 +214,15 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_job_goes_on(database_url: st
     )
 
 
+def test_ctrl_c_ends_a_command_with_130(call: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    job = make_job(conn, 1)
+    monkeypatch.setattr("callboard.sql.reads.exports.json_lines", interrupted)
+    assert call("export", job) == (130, "", "")
+
+
 def test_a_job_that_is_not_shown_live_has_a_line_now_and_then(
     call: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

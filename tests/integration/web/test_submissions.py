@@ -104,6 +104,8 @@ def test_a_job_is_submitted_as_json(conn: Conn, app: Starlette) -> None:
     assert calls(conn, job["id"]) == [{"n": 1}, [2, "two"], [3]]
     (done,) = queries.run(conn, queries.actions(job["id"]))[0]
     assert (done["action"], done["who"], done["via"]) == ("submit", "127.0.0.1", "http")
+    marked = post(app, b'\xef\xbb\xbf{"actor": "work", "items": [1]}', **{"Content-Type": "application/json"})
+    assert marked.status_code == 201, "as some programs save a file"
 
 
 def test_a_job_is_submitted_as_lines(conn: Conn, app: Starlette) -> None:
