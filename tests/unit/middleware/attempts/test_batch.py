@@ -90,6 +90,18 @@ class Batch:
         return sorted((entry.event.item, entry.event.state) for entry in self.in_flight.ended)
 
 
+def test_a_batch_that_is_called_as_a_function_takes_one_item() -> None:
+    """As a test of an app calls it; the function of a list is there, too."""
+
+    @dramatiq.actor(broker=StubBroker())
+    @callboard.batch
+    def add_up(pairs: list[list[int]]) -> list[int]:
+        return [sum(pair) for pair in pairs]
+
+    assert add_up([1, 2]) == 3
+    assert add_up.fn.__wrapped__([[1, 1], [2, 2]]) == [2, 4]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("raised", [False, True])
 def test_the_items_of_a_batch_fail_at_one_place(raised: bool) -> None:
     """Also the first, whose exception the batch raises: else the errors of a job are in two groups."""
