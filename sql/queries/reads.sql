@@ -16,11 +16,22 @@ WITH {at_work}, page AS MATERIALIZED (
 -- it: for so many it would read and sort all.
 -- Caller: queries.jobs. Rows: one a job of the page or stage of one, or else one without an id (see `described_jobs`).
 WITH {created_span}, source AS NOT MATERIALIZED (
-    SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
-    WHERE j.parent_id IS NULL AND j.deleted_at IS NULL
-      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
-    ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
-), {page_of_jobs}, {described_jobs}
+    SELECT * FROM (
+        SELECT j.id, j.deleted_at, {filtered_columns} FROM callboard.jobs AS j
+        WHERE j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+        ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+    ) AS j
+    WHERE j.parent_id IS NULL AND j.deleted_at IS NULL ORDER BY j.id DESC
+), {page_of_jobs}, looked AS (
+    -- Of all rows, for their index has the ids: to read the jobs again would take as long as to look for the page.
+    SELECT min(id) AS looked_at FROM (
+        SELECT j.id FROM callboard.jobs AS j
+        WHERE (SELECT count(*) FROM page) < %(limit)s
+          AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+        ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+    ) AS j
+    HAVING count(*) >= %(look_at)s
+), {described_jobs}
 
 -- name: jobs_of_key
 -- See `jobs`: a tenant has one of this key. Caller: queries.jobs. Rows: as of `jobs`.
@@ -28,7 +39,7 @@ WITH {created_span}, source AS MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
     WHERE j.key = %(key)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL
       AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
-), {page_of_jobs}, {described_jobs}
+), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_open
 -- See `jobs`: those that are not over. Caller: queries.jobs. Rows: as of `jobs`.
@@ -37,7 +48,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
     WHERE j.finished_at IS NULL AND j.parent_id IS NULL
       AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
     ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
-), {page_of_jobs}, {described_jobs}
+), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_actor
 -- See `jobs`: those of an actor, and those with a stage of it, by the first of these. Caller: queries.jobs. Rows: as of `jobs`.
@@ -59,7 +70,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
         SELECT {filtered_columns} FROM callboard.jobs AS j WHERE j.id = s.parent_id
     ) AS j
     ORDER BY s.root DESC
-), {page_of_jobs}, {described_jobs}
+), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_tenant
 -- See `jobs`: those of a tenant. Caller: queries.jobs. Rows: as of `jobs`.
@@ -69,7 +80,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
       AND (j.tenant, j.id) >= (%(tenant)s::text, (SELECT low FROM span))
       AND (j.tenant, j.id) <= (%(tenant)s::text, (SELECT high FROM span))
     ORDER BY j.tenant DESC, j.id DESC LIMIT (SELECT %(look_at)s::bigint)
-), {page_of_jobs}, {described_jobs}
+), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_state
 -- See `jobs`: those that ended in one state. It is compared as from and to: of one that equals it, the primary key has the
@@ -81,7 +92,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
       AND (j.state, j.id) >= (%(state)s::callboard.job_state, (SELECT low FROM span))
       AND (j.state, j.id) <= (%(state)s::callboard.job_state, (SELECT high FROM span))
     ORDER BY j.state DESC, j.id DESC LIMIT (SELECT %(look_at)s::bigint)
-), {page_of_jobs}, {described_jobs}
+), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_failing
 -- See `jobs`: those that may count as failing: of those that are over by their index, and all that are open.
@@ -98,7 +109,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
            AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
          ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint))
     ) AS j ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
-), {page_of_jobs}, {described_jobs}
+), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_sends
 -- See `jobs`: the standing jobs. Caller: queries.jobs. Rows: as of `jobs`.
@@ -107,7 +118,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
     WHERE j.standing_on IS NOT NULL AND j.parent_id IS NULL
       AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
     ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
-), {page_of_jobs}, {described_jobs}
+), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- part: created_span
 -- Between which ids the page lies. Jobs get their ids in the order in which they are created, but for those of the same
@@ -135,8 +146,7 @@ j.name, j.actor, j.tenant, j.key, j.state, j.stopping, j.metadata, j.standing_on
 j.parent_id, j.stage, j.maker, j.sealed, j.held, j.total, j.succeeded, j.failed, j.skipped, j.cancelled
 
 -- part: page_of_jobs
--- The jobs of `source` for which all filters hold, `limit` at most; `looked_at` is the last that was looked at, where fewer
--- were found and there may be more.
+-- The jobs of `source` for which all filters hold, `limit` at most.
 {at_work}, page AS MATERIALIZED (
     SELECT j.id FROM source AS j CROSS JOIN {no_stage_before}
     WHERE (%(states)s::callboard.job_state[] IS NULL OR j.state = ANY (%(states)s::callboard.job_state[]))
@@ -153,11 +163,17 @@ j.parent_id, j.stage, j.maker, j.sealed, j.held, j.total, j.succeeded, j.failed,
            OR j.created_at < (SELECT before FROM span))
       AND (%(ended_after)s::timestamptz IS NULL AND %(ended_after_ago)s::interval IS NULL
            OR j.finished_at >= (SELECT ended_after FROM span))
-      AND NOT EXISTS (SELECT FROM unnest(%(names)s::text[]) AS part WHERE strpos(lower(j.name), lower(part)) = 0 OFFSET 0)
-      AND NOT EXISTS (SELECT FROM unnest(%(fields)s::text[], %(values)s::text[]) AS m (field, value)
-                      WHERE (j.metadata ->> m.field) IS DISTINCT FROM m.value OFFSET 0)
+      AND (%(names)s::text[] = '{}' OR lower(j.name) LIKE ALL (ARRAY(SELECT lower(p) FROM unnest(%(names)s::text[]) AS p)))
+      AND (%(fields)s::text[] = '{}'
+           OR (j.metadata ->> (%(fields)s::text[])[1]) = (%(values)s::text[])[1]  -- first, for most differ in it
+           AND NOT EXISTS (SELECT FROM unnest(%(fields)s::text[], %(values)s::text[]) AS m (field, value)
+                           WHERE (j.metadata ->> m.field) IS DISTINCT FROM m.value OFFSET 0))
     ORDER BY j.id DESC LIMIT %(limit)s
-), looked AS (
+)
+
+-- part: looked_at_source
+-- The last job that was looked at, where fewer than `limit` were found and there may be more.
+looked AS (
     SELECT min(id) AS looked_at FROM (SELECT id FROM source WHERE (SELECT count(*) FROM page) < %(limit)s) AS s
     HAVING count(*) >= %(look_at)s
 )

@@ -1,5 +1,6 @@
 """Reads: each function describes one query; `run` and `arun` execute it on a sync or an async connection."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +38,8 @@ MAX_ROWS = 1_000
 
 
 NO_FILTER = JobFilter()
+#: What has a meaning in a pattern of LIKE, and what stands for it there.
+_SIGNS_OF_LIKE, _ESCAPED = re.compile(r"[%_\\]"), r"\\\g<0>"
 #: The fields of a filter that are parameters of the same name.
 _SAME = frozenset(("actor", "tenant", "key", "standing", "stalled", "failing"))
 
@@ -95,13 +98,14 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
     are looked at for a page.
     """
     source, its_fields = _source(wanted)
-    looks = bool(wanted.given.keys() - its_fields)
+    # Among all jobs are stages, too, which no list shows.
+    looks = source == "jobs" or bool(wanted.given.keys() - its_fields)
     parameters = {
         **{name: getattr(wanted, name) for name in _SAME},
         **_moments(wanted),
         "states": None if wanted.states is None else sorted(wanted.states),
         "state": next(iter(wanted.states or ()), None),
-        "names": list(wanted.names),
+        "names": [_containing(name) for name in wanted.names],
         "fields": list(wanted.metadata),
         "values": list(wanted.metadata.values()),
         "low": 0,
@@ -313,6 +317,11 @@ def _latest(
     """Describe a page of the rows with ids below `before`, the latest first."""
     parameters |= {"before": MAX_ID if before is None else before, "limit": limit + 1}
     return Query(name, parameters, lambda rows: item_view.page(rows_of(rows), limit, "id"))
+
+
+def _containing(text: str) -> str:
+    """The pattern of LIKE for what contains a text."""
+    return f"%{_SIGNS_OF_LIKE.sub(_ESCAPED, text)}%"
 
 
 def _moments(wanted: JobFilter) -> dict[str, Any]:

@@ -172,8 +172,15 @@ def test_jobs_come_in_pages_the_newest_first(conn: Conn) -> None:
     assert end is None
 
 
+def test_stages_take_no_room_of_a_page(conn: Conn) -> None:
+    made = [make_staged(conn)[0] for _ in range(3)]
+    page, following = queries.run(conn, queries.jobs(limit=2))
+    assert ([job["id"] for job in page], following) == (made[:0:-1], made[1])
+
+
 FOUND = {
     '"% of a_b"': "mixed-case", "name:100 name:A_": "mixed-case", "tenant:t": "mixed-case",
+    r"name:b\c": "mixed-case", "name:1_0": "", '"100%of"': "", r"name:\\c": "",
     "actor:other": "staged mixed-case", "state:pending tenant:t": "mixed-case", "state:paused": "",
     "state:cancelled state:failed": "stopped", "key:k": "keyed", "key:k tenant:t": "",
     "metadata.customer:17": "keyed stopped", "metadata.customer:17 metadata.shop:berlin": "keyed",
@@ -186,7 +193,7 @@ FOUND = {
 
 
 def test_jobs_are_found_by_all_that_is_given(conn: Conn) -> None:
-    make_job(conn, 1, name="100 % of A_B (mixed-case)", actor="other", tenant="t")
+    make_job(conn, 1, name=r"100 % of A_B\c (mixed-case)", actor="other", tenant="t")
     stopped = make_job(conn, 1, name="stopped")
     record(conn, stopped, {"failed": [0]})
     conn.execute(
