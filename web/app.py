@@ -17,6 +17,7 @@ from callboard.sql.settings import NotConfigured
 from callboard.web import health, login, openapi
 from callboard.web.access import AccessControl, Authenticate, broken
 from callboard.web.database import Database
+from callboard.web.endpoint import routes_of
 from callboard.web.endpoints import ENDPOINTS, METRICS
 from callboard.web.pages.page import ProblemPages
 from callboard.web.pages.pages import PAGES
@@ -24,17 +25,15 @@ from callboard.web.problems import HANDLERS
 from callboard.web.submitter import Submitter
 
 #: A path with a slash too many is unknown, as the OpenAPI document says: no redirect to a host that the request names.
-API = Router(
-    [one.route() for one in (*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))], redirect_slashes=False
-)
+API = Router(routes_of((*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))), redirect_slashes=False)
 ROUTES = [
-    *(one.route() for one in PAGES),
+    *routes_of(PAGES),
     Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
     Mount("/api/v1", API),
     Mount("/api", API),
     Route("/healthz", health.healthz),
     Route("/readyz", health.readyz),
-    METRICS.route(),
+    *routes_of((METRICS,)),
 ]
 
 

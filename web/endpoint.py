@@ -1,7 +1,7 @@
 """An endpoint checks the sender, the parameters and the body, calls its handler, and sends the answer."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -9,7 +9,8 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, request_response
+from starlette.types import Receive, Scope, Send
 
 from callboard.identity import Identity
 from callboard.sql.pool import AsyncConn, Conn
@@ -138,11 +139,8 @@ class Endpoint:
         if self.shared and "{job}" not in self.path:
             raise ValueError(f"{self.path} can't be shared: a token to look at one job is checked by {{job}}")
 
-    def route(self) -> Route:
-        """The route that serves it."""
-        return Route(self.path, self._serve, methods=[self.method])
-
-    async def _serve(self, request: Request) -> Response:
+    async def serve(self, request: Request) -> Response:
+        """Answer one request."""
         access.check_scope(request, self.scope, for_all_tenants=self.for_all_tenants, shared=self.shared)
         job = await access.job(request) if "{job}" in self.path else 0
         query = parameters.query(request, self.query)
@@ -174,6 +172,34 @@ class Endpoint:
         if parameters.media_type(request) == LINES and LINES in self.consumes:
             return None
         return await parameters.body(request, self.body, self.consumes)
+
+
+class EndpointsOfPath:
+    """ASGI app of the endpoints of one path, by their methods. Raises HTTPException 405 for another method, with all of
+    theirs in `Allow`: a route for each method would name only those of the first.
+    """
+
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+        self.endpoints = endpoints
+        self._apps = {method: request_response(one.serve) for method, one in endpoints.items()}
+        if "GET" in self._apps:
+            self._apps["HEAD"] = self._apps["GET"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        app = self._apps.get(scope["method"])
+        if app is None:
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(self._apps))})
+        await app(scope, receive, send)
+
+
+def routes_of(endpoints: Iterable[Endpoint]) -> list[Route]:
+    """The routes of endpoints: one for each path."""
+    of_path: dict[str, dict[str, Endpoint]] = {}
+    for one in endpoints:
+        of_path.setdefault(one.path, {})[one.method] = one
+    # `{` sorts behind letters, so /jobs/counts comes before /jobs/{job}, which would take it for an id.
+    return [Route(path, EndpointsOfPath(of_path[path])) for path in sorted(of_path)]
 
 
 def _conditional(request: Request, answer: Response) -> Response:

@@ -8,7 +8,7 @@ import pytest
 import schemathesis.specs.openapi.schemas  # else each process of pytest-xdist takes 0.2 s for it
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schemathesis.specs.openapi.checks import positive_data_acceptance, unsupported_method
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.applications import Starlette
 from starlette.requests import Request
 
@@ -22,8 +22,8 @@ from tests.support.jobs import make_job, make_mixed_job
 from tests.support.webapp import get
 
 LOGIN = {"Authorization": "Bearer cb_right"}
-#: What the document can't say: rules of values, as of a limit's text; and that a path has a page beside the API.
-UNTRUE = [positive_data_acceptance, unsupported_method]
+#: What the document can't say: rules of values, as of a limit's text.
+UNTRUE = [positive_data_acceptance]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ A new endpoint is walked by itself. Give BODIES a body that it accepts, and `Sce
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -24,7 +24,7 @@ from callboard.sql.states import SCOPES
 from callboard.sql.writes import actions, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
-from callboard.web.endpoint import Call, Endpoint, NoBody
+from callboard.web.endpoint import Call, Endpoint, EndpointsOfPath, NoBody, routes_of
 from callboard.web.pages.page import PageEndpoint
 from callboard.web.parameters import NoQuery
 from tests.support.databases import database, with_database
@@ -66,7 +66,8 @@ class Scene:
 
     def app(self, *more: Endpoint | Route) -> Starlette:
         app = create_app(url=self.url, authenticate=authenticate)
-        app.routes.extend(one if isinstance(one, Route) else one.route() for one in more)
+        app.routes.extend(routes_of(one for one in more if isinstance(one, Endpoint)))
+        app.routes.extend(one for one in more if isinstance(one, Route))
         return app
 
     def path(self, path: str, job: int) -> str:
@@ -117,23 +118,22 @@ def scene(url: str) -> Iterator[Scene]:
 
 
 def routes(app: Starlette) -> Iterator[tuple[str, Endpoint | None]]:
-    """Every route of an app with its path; None: it is no endpoint. /api has those of /api/v1."""
+    """The endpoints of every route of an app with its path; None: it has none. /api has those of /api/v1."""
     for route in app.routes:
         if isinstance(route, Mount) and route.path == "/api/v1":
             for one in route.routes:
                 assert isinstance(one, Route)
-                yield f"/api/v1{one.path}", _endpoint(one)
+                yield from ((f"/api/v1{one.path}", endpoint) for endpoint in _endpoints(one))
         elif isinstance(route, Mount):
             if route.path != "/api":
                 yield route.path, None
         else:
             assert isinstance(route, Route)
-            yield route.path, _endpoint(route)
+            yield from ((route.path, endpoint) for endpoint in _endpoints(route))
 
 
-def _endpoint(route: Route) -> Endpoint | None:
-    owner = getattr(route.endpoint, "__self__", None)
-    return owner if isinstance(owner, Endpoint) else None
+def _endpoints(route: Route) -> Sequence[Endpoint | None]:
+    return list(route.app.endpoints.values()) if isinstance(route.app, EndpointsOfPath) else [None]
 
 
 def sent(
@@ -222,7 +222,7 @@ def test_of_all_routes_only_those_show_or_change_the_job_of_another_tenant_that_
         Endpoint("POST", "/worse", pauses_any, None, body=AnyJob), Route("/worst", plain),
     ]  # fmt: skip
     assert leaks(scene, scene.app(*added)) == [
-        "GET /worse shows the other's", "GET /worse/{number} shows the other's", "POST /worse changes the other's",
+        "GET /worse shows the other's", "POST /worse changes the other's", "GET /worse/{number} shows the other's",
         "/worst is no endpoint",
     ]  # fmt: skip
 
