@@ -10,6 +10,8 @@ from callboard.sql.states import AttemptKind, ItemState, JobState, Scope, Worker
 Time: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 #: The start of the next page: a text to give back as `after`.
 Cursor: TypeAlias = Annotated[str | None, msgspec.Meta(description="`after` of the next page; null on the last page")]
+#: An array of anything. To say so keeps a type that has one in generated clients.
+Anything: TypeAlias = Annotated[list[Any], msgspec.Meta(extra_json_schema={"items": {}})]
 Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -175,7 +177,7 @@ class Item(Answer):
     step: str | None
     stack: str | None
     worker: int | None
-    args: list[Any] | None
+    args: Anything | None
     kwargs: dict[str, Any] | None
     args_text: str | None
     result: Any

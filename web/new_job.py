@@ -15,6 +15,7 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.signature import Signature
 from callboard.sql.writes import stages, submission
+from callboard.web.answers import Anything
 from callboard.web.endpoint import Call
 from callboard.web.parameters import Refused
 
@@ -22,7 +23,7 @@ from callboard.web.parameters import Refused
 Write = Callable[[Callable[[Conn], Any]], Any]
 Callbacks = str | list[str] | None
 Items = Annotated[
-    list[Any] | None, msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument")
+    Anything | None, msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument")
 ]
 Chunk = Annotated[
     int | None,

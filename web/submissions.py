@@ -25,7 +25,7 @@ from callboard.sql.writes.run_again import run_again as run_again_
 from callboard.sql.writes.submission import KeyInUse
 from callboard.web import new_job, parameters
 from callboard.web.actions import LimitChanges
-from callboard.web.answers import Count
+from callboard.web.answers import Anything, Count
 from callboard.web.endpoint import Call, NoBody, Reply
 from callboard.web.new_job import NewJob, wrong
 from callboard.web.parameters import NoQuery, Refused
@@ -41,7 +41,7 @@ RETRY_SECONDS = "5"
 class NewItems(msgspec.Struct, forbid_unknown_fields=True):
     """Items to add to a job."""
 
-    items: list[Any]
+    items: Anything
 
 
 class AddQuery(msgspec.Struct, forbid_unknown_fields=True):

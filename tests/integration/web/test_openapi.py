@@ -72,6 +72,21 @@ def test_the_document_has_every_endpoint(app: Starlette) -> None:
     assert all(one["summary"] for one in operations)
 
 
+def test_each_array_of_the_document_says_what_it_has(app: Starlette) -> None:
+    """Generators of clients leave out a type with an array of whose entries nothing is said, and what it is used in."""
+    (answer,) = get(app, "/api/openapi.json", headers=LOGIN)
+    arrays = [one for one in _objects(answer.json()) if one.get("type") == "array"]
+    assert arrays
+    assert [one for one in arrays if "items" not in one] == []
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(one)
+
+
 def test_the_page_of_the_api_shows_every_endpoint_and_leads_to_every_type(app: Starlette) -> None:
     (page,) = get(app, "/docs", headers=LOGIN)
     assert page.status_code == 200
