@@ -85,8 +85,9 @@ class LogContext(logging.Filter):
     handler.addFilter(callboard.LogContext())
 
     The line begins with ``[item 12/3, attempt 1, worker 5]``: 12 is the job, 3 the item in it. With ``prefix=False``
-    the line stays as it is. The record has the attributes `job`, `item`, `attempt` and `worker` in both cases, for a
-    format of your own; they are None outside an item. So is `trace`, the id of OpenTelemetry's trace, without one.
+    the line stays as it is, also where another handler begins its own so. The record has the attributes `job`, `item`,
+    `attempt` and `worker` in both cases, for a format of your own; they are None outside an item. So is `trace`, the id
+    of OpenTelemetry's trace, without one.
     """
 
     def __init__(self, *, prefix: bool = True) -> None:
@@ -95,16 +96,24 @@ class LogContext(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See the class; each record passes."""
-        if getattr(record, "in_context", False):
-            return True  # by the filter of another handler
-        attempt, record.in_context = current_attempt.get(), True
-        found = (None,) * 4 if attempt is None else (*attempt.key, attempt.number, attempt.worker)
-        record.job, record.item, record.attempt, record.worker = found
-        record.trace = _trace_id()
-        if attempt is not None and self._prefix:
-            where = f"[item {attempt.job}/{attempt.item}, attempt {attempt.number}, worker {attempt.worker}]"
-            record.msg = f"{where} {record.msg}"
+        if not getattr(record, "in_context", False):  # as by the filter of another handler, maybe in another thread
+            attempt, record.in_context = current_attempt.get(), True
+            found = (None,) * 4 if attempt is None else (*attempt.key, attempt.number, attempt.worker)
+            record.job, record.item, record.attempt, record.worker = found
+            record.trace = _trace_id()
+        self._set_prefix(record)
         return True
+
+    def _set_prefix(self, record: Any) -> None:
+        """Begin the line as this handler wants it: all handlers get the same record."""
+        if record.job is None:
+            return
+        where = f"[item {record.job}/{record.item}, attempt {record.attempt}, worker {record.worker}] "
+        begun = isinstance(record.msg, str) and record.msg.startswith(where)
+        if self._prefix and not begun:
+            record.msg = f"{where}{record.msg}"
+        elif begun and not self._prefix:
+            record.msg = record.msg.removeprefix(where)
 
 
 def _trace_id() -> str | None:

@@ -86,6 +86,19 @@ def test_a_log_line_names_its_item_once(attempt: Attempt) -> None:
     assert (outside.getMessage(), outside.__dict__["job"]) == ("nothing", None)
 
 
+def test_handlers_with_and_without_the_prefix_get_one_record(attempt: Attempt) -> None:
+    """As a console and a file of JSON, in any order."""
+    named, plain = callboard.LogContext(), callboard.LogContext(prefix=False)
+    record = logging.LogRecord("app", logging.INFO, "app.py", 1, "half of %s", ("it",), None)
+    seen = []
+    for handler in (named, plain, plain, named):
+        handler.filter(record)
+        seen.append(record.getMessage())
+        current_attempt.set(None)  # a QueueListener handles it in a thread of its own
+    line = f"[item 1/2, attempt 1, worker {attempt.worker}] half of it"
+    assert seen == [line, "half of it", "half of it", line]
+
+
 def test_the_log_lines_as_json_that_a_page_shows(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     configured: list[logging.StreamHandler[io.StringIO]] = []
     monkeypatch.setattr(logging, "basicConfig", lambda **given: configured.extend(given["handlers"]))
