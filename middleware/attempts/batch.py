@@ -10,6 +10,7 @@ import dramatiq
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Interrupt, SkipMessage
 
+from callboard.middleware.attempts.outcome import Postpone
 from callboard.middleware.message.attempt import Attempt, current_attempt
 
 
@@ -19,8 +20,8 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
 
     The list has each item as it was submitted; an item that is tried again, or was sent singly, comes as a list of one.
     The function returns None, or a list with each item's result or exception: a `Skip` skips that item, any other
-    exception fails it, with the actor's retries. An exception that it raises holds for all items. Raises TypeError for
-    an async function.
+    exception fails it, with the actor's retries. An exception that it raises holds for all items. What it sends goes
+    out if one of its items succeeds or is skipped. Raises TypeError for an async function.
     """
     if not callable(function):
         raise TypeError(f"batch takes a function, not {function!r:.100}: put it below @dramatiq.actor")
@@ -35,10 +36,13 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
             if lead is not None:
                 lead.batch = [lead, *(mate.delivery.attempt for mate in mates)]
             try:
-                first, *rest = _outcomes(function(items), len(items))
+                outcomes = _outcomes(function(items), len(items))
             except BaseException as error:
                 _end(mates, [error] * len(mates))
                 raise
+            if lead is not None and lead.batch is not None:
+                _hand_on(lead, lead.batch, outcomes)
+            first, *rest = outcomes
             _end(mates, rest)
         if isinstance(first, BaseException):
             raise first
@@ -136,7 +140,34 @@ def _outcomes(returned: Sequence[Any] | None, count: int) -> list[Any]:
         raise ValueError(
             f"a batch of {count} items gives a list of {count} outcomes, not a {type(returned).__name__}{size}"
         )
-    return list(returned)
+    return [_raised(one) if isinstance(one, type) and issubclass(one, BaseException) else one for one in returned]
+
+
+def _raised(kind: type[BaseException]) -> BaseException:
+    """Return what `raise` makes of the class of an exception."""
+    try:
+        return kind()
+    except Exception as error:  # noqa: BLE001 — one that needs arguments
+        return error
+
+
+def _hand_on(lead: Attempt, batch: Sequence[Attempt], outcomes: Sequence[Any]) -> None:
+    """Give what the function has sent, which the lead keeps, to an item that ends well, if there is one.
+
+    Else it would be dropped with a lead that fails, and the others, which succeed, would never send it again. A
+    statement that an item saves may fail, so rather to an item that saves none.
+    """
+    well = [one for one, outcome in zip(batch, outcomes, strict=True) if _ends_well(outcome)]
+    keeper = min(well, key=lambda one: one.saves is not None, default=lead)
+    if keeper is not lead:
+        for message in lead.take_sent():
+            keeper.add_child(message)
+
+
+def _ends_well(outcome: Any) -> bool:
+    return not isinstance(outcome, BaseException) or (
+        isinstance(outcome, SkipMessage) and not isinstance(outcome, Postpone)
+    )
 
 
 def _item(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -199,14 +199,25 @@ def on_exhausted(message: dict[str, object], tries: dict[str, int]) -> None:
 @dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
 @callboard.batch
 def together(items: list[dict[str, Any]]) -> list[Any] | None:
-    """Says of each item what it says; `raise` and `short` hold for all of them. Each call is noted."""
+    """Says of each item what it says; `raise` and `short` hold for all of them. Each call is noted.
+
+    With `send` it sends a message for each item; with `save` the statement for that item.
+    """
     note_run("together " + " ".join(str(item["number"]) for item in items))
+    for position, item in enumerate(items):
+        if item.get("send"):
+            noted.send(item["number"])
+        if "save" in item:
+            callboard.save(item["save"], item=position)
     fates = [item.get("fate") for item in items]
     if "raise" in fates and len(items) > 1:
         raise TransientError("all of them again")
     if "short" in fates and callboard.current().attempt == 1:
         return []
-    ends = {"fail": ValueError("not this one"), "skip": callboard.Skip("not needed"), None: {"of": len(items)}}
+    ends = {
+        "fail": ValueError("not this one"), "skip": callboard.Skip("not needed"), None: {"of": len(items)},
+        "class": LookupError, "postpone": callboard.Postpone(0.01, "not yet") if len(items) > 1 else "alone",
+    }  # fmt: skip
     return [
         TransientError("again") if fate == "retry" and len(items) > 1 else ends.get(fate, "alone") for fate in fates
     ]

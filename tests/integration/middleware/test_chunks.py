@@ -81,6 +81,33 @@ def test_each_item_of_a_batch_has_its_own_outcome(pipeline: Pipeline) -> None:
     assert calls == {"together 0 1 2 3 4 5": 1, "together 1": 2, "together 4": 1}
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "sent"),
+    [
+        ({"fate": "fail"}, {}, [0, 1]),
+        ({"fate": "retry"}, {"fate": "skip"}, [0, 0, 1]),  # the first sends once more when it runs again
+        ({"fate": "postpone"}, {}, [0, 0, 1]),
+        ({"save": "SELECT 1/0"}, {}, [0, 1]),
+        ({"fate": "fail"}, {"fate": "fail"}, []),
+    ],
+)
+def test_what_a_batch_sends_goes_out_if_an_item_ends_well(
+    first: dict[str, Any], second: dict[str, Any], sent: list[int], pipeline: Pipeline
+) -> None:
+    """Those that succeed do not run again, and would never send it."""
+    items = [{"number": n, "send": True, **fate} for n, fate in enumerate((first, second))]
+    job = pipeline.submit("together", *items, chunk=2)
+    children = pipeline.ended(job)[2:]
+    assert sorted(child["args"][0] for child in children) == sent
+
+
+def test_the_class_of_an_exception_is_an_outcome_as_one_that_is_raised(pipeline: Pipeline) -> None:
+    """It is no result: the item has not succeeded."""
+    job = pipeline.submit("together", *({"number": n, "fate": "class" if n else None} for n in range(2)), chunk=2)
+    assert [item["state"] for item in pipeline.ended(job)] == ["succeeded", "failed"]
+    assert {a["type"] for a in pipeline.attempts(job, 1)} == {"LookupError"}
+
+
 @pytest.mark.parametrize(("fate", "error"), [("raise", "TransientError"), ("short", "ValueError")])
 def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, pipeline: Pipeline) -> None:
     job = pipeline.submit("together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4)
