@@ -18,7 +18,7 @@ import psycopg
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Callbacks
-from callboard.middleware.submission.enqueue import current_job
+from callboard.middleware.submission.enqueue import open_blocks
 from callboard.middleware.submission.item_encoding import key_texts
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.errors import is_connection_lost
@@ -129,10 +129,16 @@ class Job:
 
     async def await_done(self, timeout: float | None = None) -> dict[str, Any]:
         """As `wait`, without blocking the event loop."""
-        last: dict[str, Any] = {}
-        async with asyncio.timeout(timeout):
-            async for status in self.events():
-                last = status
+        last: dict[str, Any] = {"state": "unknown"}
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                async for status in self.events():
+                    last = status
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"job {self.id} is {last['state']} after {timeout} s") from None
         return last
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
@@ -307,7 +313,8 @@ def job(
     The options are those of `submit`. Each message goes out at once, also from an actor, whatever becomes of its item.
     If the block raises, the job is sealed too, and what was sent goes on. If the process dies in the block, a job
     without a key is stopped as `failed`, with the reason. Raises RuntimeError where the block ends in another thread or
-    task than it began in, as around the `yield` of a generator that a web framework runs: not all was sent into it.
+    task than it began in, as around the `yield` of a generator that a web framework runs, or before a block that began
+    in it, as in generators whose steps alternate: not all was sent into it.
     """
     broker = dramatiq.get_broker()
     runtime = runtime_of(broker)
@@ -319,24 +326,30 @@ def job(
             limits=limits, targets=targets, key_reuse=key_reuse,
         )
     )  # fmt: skip
-    token = current_job.set(made.job)
+    token = open_blocks.set((*open_blocks.get(), made.job))
     try:
         with runtime.submissions.held(made.job):
             yield Job(made.job, runtime)
     finally:
-        left = _leaves_context(token)
+        misfit = _end_block(made.job, token)
         runtime.write(lambda conn: submission.seal_job(conn, made.job))
-    if left:
+    if misfit:
         raise RuntimeError(
-            f"the block of job {made.job} ends in another thread or task than it began in: the job is sealed, and what "
-            "was sent elsewhere is not in it; don't begin the block in a generator whose steps others run"
+            f"the block of job {made.job} ends {misfit}: the job is sealed, and what was sent elsewhere is not in it; "
+            "don't begin the block in a generator whose steps others run"
         )
 
 
-def _leaves_context(token: Token[int]) -> bool:
-    """End what `current_job` says of a block; return whether that holds elsewhere, and can't be ended here."""
+def _end_block(job: int, token: Token[tuple[int, ...]]) -> str | None:
+    """Take a block off those that are open here; return how its end does not fit its begin, or None."""
+    blocks = open_blocks.get()
     try:
-        current_job.reset(token)
+        open_blocks.reset(token)
     except ValueError:
-        return True
-    return False
+        return "in another thread or task than it began in"
+    # Not what the token says: blocks that were open when this one began may have ended before it.
+    if blocks[-1] == job:
+        open_blocks.set(blocks[:-1])
+        return None
+    open_blocks.set(tuple(one for one in blocks if one != job))
+    return f"before that of job {blocks[-1]}, which began in it"

@@ -35,8 +35,9 @@ SEND_SECONDS = 10.0
 #: Stores a message as an item; its process publishes it, or leaves that to others.
 Store: TypeAlias = Callable[[NewItem], Future[Outgoing]]
 
-#: The job that a `with callboard.job(…)` block gives to plain sends; 0: the actor's standing job.
-current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
+#: The jobs of the `with callboard.job(…)` blocks that are open here: the last one gets plain sends. None: those go to
+#: their actor's standing job.
+open_blocks: ContextVar[tuple[int, ...]] = ContextVar("callboard_blocks", default=())
 
 
 class NotStored(MiddlewareError):
@@ -55,7 +56,8 @@ def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, store: Sto
     attempt = current_attempt.get()
     if attempt is not None and attempt.ended:
         attempt = None
-    job = current_job.get()
+    blocks = open_blocks.get()
+    job = blocks[-1] if blocks else 0
     item = new_item(message, job=job, delay=delay)
     if attempt is not None and _is_retry(attempt, message, item):
         attempt.retry = replace(item, job=attempt.job, options=envelope.encode_options(_retry_options(message)))

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from callboard.middleware.message.attempt import current_attempt
-from callboard.middleware.submission.enqueue import current_job
+from callboard.middleware.submission.enqueue import open_blocks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def carry_into_pools() -> None:
 
     @wraps(plain)
     def submit(self: ThreadPoolExecutor, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        if current_attempt.get() is not None or current_job.get():
+        if current_attempt.get() is not None or open_blocks.get():
             fn = in_context(fn)
         done: Future[T] = plain(self, fn, *args, **kwargs)
         return done

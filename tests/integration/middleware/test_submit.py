@@ -182,6 +182,28 @@ def test_a_block_that_ends_elsewhere_is_sealed_and_says_so(error: Exception | No
     assert job.status()["sealed"]
 
 
+def test_a_block_that_ends_before_one_in_it_says_so_and_no_ended_one_gets_sends(pipeline: Pipeline) -> None:
+    """In generators of one thread whose steps alternate."""
+    outer, inner = callboard.job("outer"), callboard.job("inner")
+    first, second = outer.__enter__(), inner.__enter__()
+    with pytest.raises(RuntimeError, match=f"of job {first.id} ends before that of job {second.id}, which began in it"):
+        outer.__exit__(None, None, None)
+    pipeline.actor("noted").send(1)
+    assert not inner.__exit__(None, None, None)
+    pipeline.actor("noted").send(2)
+    assert (first.status()["total"], second.status()["total"]) == (0, 1)
+    assert first.status()["sealed"]
+
+
+def test_a_wait_that_is_too_short_says_how_the_job_stands(pipeline: Pipeline) -> None:
+    job = callboard.submit("work", [1], delay="1h")
+    with pytest.raises(TimeoutError, match=f"job {job.id} is pending after 0.01 s"):
+        job.wait(0.01)
+    with pytest.raises(TimeoutError, match=f"job {job.id} is (pending|unknown) after 0.01 s"):
+        asyncio.run(job.await_done(0.01))
+    job.cancel()
+
+
 def test_an_item_key_is_stored_once(pipeline: Pipeline) -> None:
     source = [{"sku": n % 7, "n": n} for n in range(100)]
     by_field = callboard.submit("work", source, item_key="sku")
