@@ -8,10 +8,12 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
 from dramatiq.brokers.stub import StubBroker
 
 from callboard.middleware.deferring_broker import DeferringBroker
+from callboard.middleware.rabbitmq import queue_admin
 from callboard.middleware.rabbitmq.broker import RabbitmqBroker, TrackedRabbitmqBroker
 from callboard.middleware.tracked_broker import TrackedBroker
 from callboard.middleware.tracking import Tracking, tracking_of
 from callboard.sql.pool import broker_addresses, database_address, is_database_named
+from callboard.sql.settings import NotConfigured
 
 log = logging.getLogger("callboard")
 
@@ -44,7 +46,10 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
 
 
 def make_broker(database_url: str | None = None) -> dramatiq.Broker:
-    """The broker at `broker_addresses` (several nodes separated by ``;``), or one in this process."""
+    """The broker at `broker_addresses` (several nodes separated by ``;``), or one in this process.
+
+    Raises NotConfigured for an address that can't be used.
+    """
     address = broker_addresses(database_url)
     if not address:
         log.warning(
@@ -52,7 +57,15 @@ def make_broker(database_url: str | None = None) -> dramatiq.Broker:
             "lost when it ends; set AMQP_URL, or pass a broker to callboard.install()"
         )
         return StubBroker()
-    return RabbitmqBroker(url=address, database_url=database_url)
+    try:
+        return RabbitmqBroker(url=address, database_url=database_url)
+    except queue_admin.UNUSABLE:
+        for node in address.split(";"):
+            try:
+                queue_admin.parameters_of(node)
+            except queue_admin.NoAnswer as error:
+                raise NotConfigured(str(error)) from None
+        raise
 
 
 def _tracked_class(cls: type[dramatiq.Broker]) -> type[TrackedBroker]:

@@ -49,6 +49,19 @@ _OURS = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION callboard\.(\w+)")
 _WAITED = re.compile(r"query_(wait_)?timeout|server login (has been failing|failed)|server shutting down")
 
 
+#: What to do about a connection that can't be made by TLS, by a text of libpq's error; the first that is found.
+_TLS_ADVICE = (
+    ("does not match host name", "let DATABASE_URL have a host that the certificate of PostgreSQL names"),
+    ("root certificate file", "let sslrootcert in DATABASE_URL name the certificate that signed PostgreSQL's"),
+    (
+        "verify failed",
+        "let sslrootcert in DATABASE_URL name the certificate that signed PostgreSQL's, or renew the latter",
+    ),
+    ("no encryption", "let DATABASE_URL have sslmode=require"),
+    ("does not support SSL", "leave sslmode out of DATABASE_URL, or have PostgreSQL use TLS"),
+)
+
+
 class UserFunctionFailed(psycopg.DataError):
     """A function of the user's failed that a statement of ours has run, as by a trigger on one of our tables."""
 
@@ -158,7 +171,7 @@ def connect_advice(error: BaseException) -> str:
         return "close connections of others, raise max_connections, or let PgBouncer share them"
     if "No space left on device" in str(error):
         return FREE_SPACE
-    return "start PostgreSQL, or correct DATABASE_URL"
+    return next((do for text, do in _TLS_ADVICE if text in str(error)), "start PostgreSQL, or correct DATABASE_URL")
 
 
 def is_connection_lost(error: BaseException) -> bool:

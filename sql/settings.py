@@ -222,7 +222,7 @@ QUEUE_DEPTH = Setting(
 )  # fmt: skip
 RABBITMQ_API = Setting(
     "CALLBOARD_RABBITMQ_API", "", _http,
-    "RabbitMQ's management API, for the page of queues. Unset: port 15672 of AMQP_URL's host, with its login",
+    "RabbitMQ's management API, for the page of queues. Unset: port 15672 of AMQP_URL's host, 15671 for amqps",
 )  # fmt: skip
 RELEASE = Setting("CALLBOARD_RELEASE", "", _text, "the release of your code, shown with each worker")
 RESULT_LIMIT = Setting(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import httpcore
 import msgspec
@@ -31,8 +31,18 @@ BODY_BYTES = 1_000
 #: Deliveries after which a dead letter that was looked at is replaced by a copy: a quorum queue drops a message at its
 #: delivery limit, which is 20 by default.
 DELIVERIES = 10
+#: The errors of pika for an address that it can't use; the last three are of the parameter `ssl_options`.
+UNUSABLE = (ValueError, TypeError, SyntaxError, AttributeError, OSError)
 #: The errors of a request where there is no management API.
 UNREACHABLE = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+
+#: What to do, by a text of OpenSSL's error; the first that is found.
+TLS_ADVICE = (
+    ("certificate has expired", "renew the certificate of RabbitMQ"),
+    ("certificate is not valid for", "let AMQP_URL have a host that the certificate of RabbitMQ names"),
+    ("CERTIFICATE_VERIFY_FAILED", "let SSL_CERT_FILE name the certificate that signed RabbitMQ's"),
+    ("WRONG_VERSION_NUMBER", "begin AMQP_URL with amqp://, or let it have the port of TLS, which is 5671 by default"),
+)
 
 NO_BROKER = "RabbitMQ can't be asked, since AMQP_URL is not set: set it to amqp://user:password@host:port/vhost"
 
@@ -90,8 +100,9 @@ def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
     url = f"{base.rstrip('/')}/api/queues/{quote(parameters.virtual_host, safe='')}?columns={columns}"
     login = parameters.credentials
     timeouts = dict.fromkeys(("connect", "read", "write", "pool"), ANSWER_SECONDS)
+    trusted = parameters.ssl_options.context if parameters.ssl_options else None
     try:
-        with httpcore.ConnectionPool() as pool:
+        with httpcore.ConnectionPool(trusted) as pool:
             headers = [("Authorization", _basic(login.username, login.password))]
             answer = pool.request("GET", url, headers=headers, extensions={"timeout": timeouts})
             rows = msgspec.json.decode(answer.content) if answer.status == HTTPStatus.OK else None
@@ -109,16 +120,29 @@ def parameters_of(address: str) -> pika.URLParameters:
     """The parameters of a connection to this node. Raises NoAnswer."""
     try:
         return pika.URLParameters(address.strip())
-    except (ValueError, TypeError):
-        # The text of this error may hold the password.
-        raise NoAnswer("RabbitMQ at AMQP_URL: it must be like amqp://user:password@host:port/vhost") from None
+    except UNUSABLE:
+        raise NoAnswer(f"RabbitMQ at AMQP_URL: {_fault(address.strip())}") from None
+
+
+def _fault(address: str) -> str:
+    """Return what is wrong with an address. The text of pika's error may hold the password."""
+    node, _, query = address.partition("?")
+    shape = "it must be like amqp://user:password@host:port/vhost"
+    with suppress(*UNUSABLE):
+        pika.URLParameters(node)
+        for name, value in [] if "@" in query else parse_qsl(query, keep_blank_values=True):
+            try:
+                pika.URLParameters(f"{urlsplit(node).scheme}://?{urlencode({name: value})}")
+            except UNUSABLE as error:
+                return f"{shape}, and its parameter {name} can't be used: {reason(error)}"
+    return shape
 
 
 def connect_advice(error: NoAnswer) -> str:
     """Return what to do when a connection can't be made."""
     if " limit (" in str(error):  # of the virtual host, of the user, or of the node
         return "close connections of others, or raise that limit"
-    return "start it, or correct AMQP_URL"
+    return next((do for text, do in TLS_ADVICE if text in str(error)), "start it, or correct AMQP_URL")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from callboard.commands.services import rabbitmq
 from callboard.commands.services.ports import free_ports
 from callboard.commands.services.rabbitmq_files import NodeFolder
 from callboard.commands.services.rabbitmq_programs import epmd
+from tests.support.tls import LOCALHOST
 
 #: What a node logs when its boot is over.
 BOOTED = b"Server startup complete"
@@ -63,10 +64,13 @@ class LeanFolder(NodeFolder):
 
 
 class Node(rabbitmq.Node):
-    """A node that a test can ask and watch. `management` enables that plugin, on a port of its own."""
+    """A node that a test can ask and watch. `management` enables that plugin, on a port of its own, and `tls` makes the
+    node listen at a port with the certificate `LOCALHOST`, too.
+    """
 
-    def __init__(self, folder: Path, *, management: bool = False) -> None:
+    def __init__(self, folder: Path, *, management: bool = False, tls: bool = False) -> None:
         super().__init__(folder)
+        self.tls_port = free_ports(1)[0] if tls else None
         self.files = LeanFolder(*self.files)
         self._management_port = free_ports(1)[0] if management else None
         self._logged_before = 0
@@ -82,6 +86,10 @@ class Node(rabbitmq.Node):
 
     def configure(self) -> None:
         super().configure()
+        if self.tls_port is not None:
+            with (self.files.folder / "rabbitmq.conf").open("a", encoding="ascii") as config:
+                config.write(f"listeners.ssl.default = 127.0.0.1:{self.tls_port}\n")
+                config.writelines(f"ssl_options.{name}file = {LOCALHOST}\n" for name in ("cacert", "cert", "key"))
         if self._management_port is None:
             for link in (self.files.folder / "links").iterdir():
                 if OF_MANAGEMENT.match(link.name):

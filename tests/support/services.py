@@ -168,7 +168,7 @@ def _older_postgres(services: Owner) -> Iterator[SharedPostgres]:
 
 @contextmanager
 def _rabbitmq(services: Owner) -> Iterator[Broker]:
-    with Node(services.folder / "rabbitmq", management=True) as node:
+    with Node(services.folder / "rabbitmq", management=True, tls=True) as node:
         try:
             yield Broker.of(node)
         finally:

@@ -22,9 +22,12 @@ from tests.support.workers import wait_until
 
 @dataclass
 class Broker:
-    """A RabbitMQ to test on: its AMQP URL, its management API, its log, and the environment of RabbitMQ's tools."""
+    """A RabbitMQ to test on: its AMQP URL, its port for TLS if it has one, its management API, its log, and the
+    environment of RabbitMQ's tools.
+    """
 
     url: str
+    tls_port: int | None
     management_url: str
     log: Path
     environment: Mapping[str, str]
@@ -32,7 +35,7 @@ class Broker:
     @classmethod
     def of(cls, node: Node) -> "Broker":
         """A node as a broker; it needs the management plugin."""
-        return cls(node.url, node.management_url, node.log, node.files.environment())
+        return cls(node.url, node.tls_port, node.management_url, node.log, node.files.environment())
 
     def request(self, method: str, path: str, body: object = None) -> Any:
         """Call the management API; its JSON answer, or None. Raises RuntimeError if it refuses."""

@@ -21,6 +21,7 @@ from callboard.middleware.rabbitmq import confirms as module
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.sql.rows import Outgoing
 from tests.faults.rig.proxy import Proxy, proxy
+from tests.support.tls import LOCALHOST
 from tests.support.transports import transport_to
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
@@ -66,6 +67,18 @@ def test_the_frames_of_a_batch_go_to_the_socket_together(
     assert 2 <= len(written) < 10  # three frames a message at least
     assert max(written) < 4 * module.GATHERED_BYTES
     assert transport.depth("work") == 40
+
+
+def test_a_batch_is_published_over_tls(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(LOCALHOST))
+    with broker.vhost() as url:
+        there = urlsplit(url)
+        login = there.netloc.rpartition("@")[0]
+        place = f"{login}@localhost:{broker.tls_port}"
+        with transport_to(there._replace(scheme="amqps", netloc=place).geturl()) as transport:
+            large = replace(outgoing(0), args=b'{"args":["%s"],"kwargs":{}}' % (b"x" * 50 * module.GATHERED_BYTES))
+            assert transport.publish([large, *map(outgoing, range(1, 500))]) == [True] * 500
+            assert transport.depth("work") == 500
 
 
 def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(

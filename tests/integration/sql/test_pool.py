@@ -1,7 +1,11 @@
 """Pools of connections."""
 
+import os
+import socket
+import ssl
 import time
 from contextlib import suppress
+from threading import Thread
 from urllib.parse import urlsplit
 
 import psycopg
@@ -11,6 +15,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from callboard.sql.errors import connect_advice
 from callboard.sql.pool import PlainConnection, connect, make_pool
 from tests.support.databases import with_database
+from tests.support.tls import LOCALHOST
 from tests.support.workers import wait_until
 
 
@@ -90,6 +95,8 @@ def test_what_to_do_about_a_server_without_free_connections_or_space(text: str) 
     limited = connect_advice(psycopg.OperationalError('FATAL: too many connections for role "app"'))
     assert 'raise that limit by ALTER ROLE "app" CONNECTION LIMIT,' in limited
     assert connect_advice(psycopg.OperationalError("Connection refused")).startswith("start PostgreSQL")
+    plain = psycopg.OperationalError('FATAL: no pg_hba.conf entry for host "10.0.0.1", user "app", no encryption')
+    assert connect_advice(plain) == "let DATABASE_URL have sslmode=require"
     full = psycopg.OperationalError("FATAL: could not write init file: No space left on device")
     assert connect_advice(full) == "free space on the disk of PostgreSQL"
 
@@ -110,3 +117,34 @@ def test_only_an_error_that_may_hold_for_this_connection_closes_it(database_url:
         assert refused == [broken, broken]
         with pool.connection() as conn:
             assert conn.info.backend_pid != broken
+
+
+@pytest.mark.parametrize(
+    ("speaks", "asks", "do"),
+    [
+        (b"S", "sslrootcert=nowhere.pem", "let sslrootcert in DATABASE_URL name the certificate"),
+        (b"S", f"sslrootcert={os.devnull}", "let sslrootcert in DATABASE_URL name the certificate"),
+        (b"S", f"sslrootcert={LOCALHOST}", "let DATABASE_URL have a host that the certificate"),
+        (b"N", "", "leave sslmode out of DATABASE_URL"),
+    ],
+)  # fmt: skip
+def test_what_to_do_about_tls_that_fails(speaks: bytes, asks: str, do: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(LOCALHOST)
+
+    def answer() -> None:
+        caller, _ = server.accept()
+        with caller, suppress(OSError):
+            caller.recv(8)  # a request for TLS
+            caller.sendall(speaks)
+            if speaks == b"S":
+                context.wrap_socket(caller, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = Thread(target=answer)
+        answering.start()
+        place = f"host=app.example hostaddr=127.0.0.1 port={server.getsockname()[1]} dbname=app user=app"
+        with pytest.raises(psycopg.OperationalError) as refused:
+            psycopg.connect(f"{place} gssencmode=disable sslmode=verify-full {asks}")
+        answering.join()
+    assert connect_advice(refused.value).startswith(do)

@@ -13,6 +13,7 @@ from callboard.middleware.install import install, make_broker
 from callboard.middleware.ping import PING, add_ping
 from callboard.middleware.spans import Spans
 from callboard.sql.pool import broker_addresses
+from callboard.sql.settings import NotConfigured
 
 
 def test_a_broker_in_this_process_is_said_loudly(
@@ -39,6 +40,13 @@ def test_the_broker_of_a_stack_that_runs_in_this_folder_goes_with_its_database_o
     assert broker_addresses() == ""
     monkeypatch.setenv("AMQP_URL", "amqp://named/")
     assert broker_addresses() == "amqp://named/"
+
+
+def test_an_address_of_a_broker_that_cant_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_URL", "amqp://one;amqps://app:secret@two?cacertfile=ca.pem")
+    with pytest.raises(NotConfigured, match=r"AMQP_URL: .*its parameter cacertfile can't be used") as refused:
+        make_broker()
+    assert "secret" not in str(refused.value)
 
 
 def test_the_ping_of_a_worker_declares_no_queue() -> None:

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler
 from threading import Event
 from typing import Any
 
+import httpcore
 import pytest
 import standardwebhooks
 
@@ -19,6 +20,7 @@ from callboard.sql.callback_targets import MAX_TARGETS, parse_url, redact_url
 from tests.support.jobs import targets
 from tests.support.receiver import Receiver, receiver, sends_on
 from tests.support.timer import Timer
+from tests.support.tls import LOCALHOST, https_server
 
 ID = "9b1c2f6e-0000-4000-8000-000000000000"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -302,6 +304,25 @@ def test_the_error_says_that_a_receiver_is_not_there() -> None:
 def test_a_certificate_that_does_not_fit_is_refused(here: Receiver) -> None:
     with pytest.raises(Undelivered, match="connection failed"):
         post(here.url.replace("http:", "https:"), ID, BODY)
+
+
+def test_a_certificate_is_trusted_that_the_system_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a company's own authority, which the package certifi does not have."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — the name it has
+            """Say nothing."""
+
+    monkeypatch.setattr(webhook, "_tls", httpcore.default_ssl_context)  # as the system is set now
+    with https_server(Handler) as port:
+        with pytest.raises(Undelivered, match="CERTIFICATE_VERIFY_FAILED"):
+            post(f"https://127.0.0.1:{port}/", ID, BODY)
+        monkeypatch.setenv("SSL_CERT_FILE", str(LOCALHOST))
+        post(f"https://127.0.0.1:{port}/", ID, BODY)
 
 
 # What a submitter names ---------------------------------------------------------------------------------------------
