@@ -14,7 +14,7 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from psycopg_pool import PoolTimeout
 
-from callboard.commands.main import main
+import callboard
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.attempts.outcome import SUCCEEDED
 from callboard.middleware.journal.journal import Journal
@@ -26,6 +26,7 @@ from callboard.middleware.runtime import Runtime
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import claims, outcomes, workers
+from tests.support.clients import client
 from tests.support.databases import as_role, clerk
 from tests.support.deliveries import Delivered
 from tests.support.jobs import make_job, make_worker
@@ -126,10 +127,9 @@ def test_a_worker_that_a_restored_database_does_not_know_registers_again(restore
 
 
 def test_a_worker_runs_with_the_rights_that_the_guide_gives_it(
-    worker: StartWorker, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: StartWorker, environment: dict[str, str], tmp_path: Path
 ) -> None:
     guide = re.findall("GRANT (.*) TO workers;", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
-    (tmp_path / "items").write_text('{"company": "a", "count": 1}\n', encoding="ascii")
     with connect(environment["DATABASE_URL"]) as conn, clerk(conn) as role:
         conn.execute(f'REVOKE ALL ON DATABASE "{conn.info.dbname}" FROM PUBLIC'.encode())
         own = {**environment, "DATABASE_URL": as_role(environment["DATABASE_URL"], role)}
@@ -140,9 +140,9 @@ def test_a_worker_runs_with_the_rights_that_the_guide_gives_it(
         for right in guide:
             conn.execute(f"GRANT {right} TO {role}".replace("DATABASE app", f'DATABASE "{conn.info.dbname}"').encode())
         worker("tests.support.stage_actors", env=own)
-        for name, value in own.items():
-            monkeypatch.setenv(name, value)
-        assert main(["submit", "generate", str(tmp_path / "items"), "--wait", "--item-key", "company"]) == 0
+        with client(own, ["generate"]):
+            job = callboard.submit("generate", [{"company": "a", "count": 1}], item_key="company")
+            assert job.wait(TIMEOUT)["state"] == "completed"
 
 
 def test_a_worker_of_another_broker_does_not_start_on_the_same_database(
