@@ -1,5 +1,7 @@
 """Sends a message of an app: its row is committed first, then the message is published."""
 
+import operator
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +40,10 @@ Store: TypeAlias = Callable[[NewItem], Future[Outgoing]]
 #: The jobs of the `with callboard.job(…)` blocks that are open here: the last one gets plain sends. None: those go to
 #: their actor's standing job.
 open_blocks: ContextVar[tuple[int, ...]] = ContextVar("callboard_blocks", default=())
+
+#: The id of this process, as Python knows it: C code that forks, as uWSGI's, may leave that of the parent here.
+_process = [os.getpid()]
+os.register_at_fork(after_in_child=lambda: operator.setitem(_process, 0, os.getpid()))
 
 
 class NotStored(MiddlewareError):
@@ -195,4 +201,9 @@ def _send_now(item: NewItem, store: Store) -> None:
             ) from error
         if isinstance(error, MISFIT):
             why = "it has no callboard schema that fits this code; run `callboard migrate`"
+        if isinstance(error, TimeoutError) and _process != [os.getpid()]:
+            raise NotStored(
+                "the message was not sent: C code has forked this process, which lacks the thread that records it;"
+                " start uWSGI with enable-threads and py-call-uwsgi-fork-hooks"
+            ) from error
         raise NotStored(f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}") from error

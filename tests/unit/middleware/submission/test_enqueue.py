@@ -36,6 +36,15 @@ def test_a_message_that_is_taken_back_before_it_is_written_is_not_sent(monkeypat
     assert stored.cancelled()
 
 
+def test_a_process_that_c_code_has_forked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no thread that would store the message, and the database is not to blame."""
+    monkeypatch.setattr(enqueue, "SEND_SECONDS", 0.01)
+    monkeypatch.setattr(enqueue, "_process", [-1])
+    said = send(Future())
+    assert "start uWSGI with enable-threads and py-call-uwsgi-fork-hooks" in said
+    assert "DATABASE_URL" not in said
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
