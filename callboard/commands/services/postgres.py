@@ -5,7 +5,6 @@ as `nobody`, and still only root may connect (peer authentication).
 """
 
 import os
-import pwd
 import signal
 import tempfile
 import time
@@ -18,7 +17,7 @@ from urllib.parse import quote
 import psycopg
 
 from callboard.commands.services.child_process import NotStarted, Process
-from callboard.commands.services.postgres_data import embedded, give, initialised, user_for, write_access
+from callboard.commands.services.postgres_data import embedded, give, initialised, own_name, user_for, write_access
 
 START_SECONDS = 60.0
 #: Starts while the sessions of a killed server still hold its memory, and seconds between two of them.
@@ -45,7 +44,7 @@ class Server(Process):
         self.sockets = _sockets(self.folder)
         self._settings = settings or {}
         self._programs = programs
-        self._users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
+        self._users = users
 
     @property
     def url(self) -> str:
@@ -57,8 +56,9 @@ class Server(Process):
         self.folder.mkdir(parents=True, exist_ok=True)
         programs = self._programs or embedded()
         self.user = user_for(self.folder, programs)
+        name = own_name()
         data = initialised(self.folder, programs, self.user)
-        write_access(data, self._users)
+        write_access(data, [name, *self._users])
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         give(self.sockets, self.user)
         fixed = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"'}

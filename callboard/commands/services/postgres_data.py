@@ -26,6 +26,19 @@ def embedded() -> Path:
     return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
 
 
+def own_name() -> str:
+    """The name of this process's user. Raises NotStarted where it has none, as in a container that runs as any number:
+    PostgreSQL would not start, and no program could connect.
+    """
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise NotStarted(
+            f"the user {os.geteuid()} has no name here, and PostgreSQL needs one: add it to /etc/passwd,"
+            " or name a database by DATABASE_URL (for pytest: --callboard-database URL)"
+        ) from None
+
+
 def user_for(folder: Path, programs: Path) -> User | None:
     """The user that the server runs as: `nobody` if this process is root, else None, this process's own."""
     if os.geteuid() != 0:

@@ -43,6 +43,19 @@ def child(tmp_path: Path, *command: str) -> Process:
     return Process(command, log=tmp_path / "log")
 
 
+def test_a_user_without_a_name_is_told_that_postgresql_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs as any number: it was a KeyError with a traceback."""
+
+    def nobody_known(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody_known)
+    with pytest.raises(NotStarted, match=r"has no name here.* add it to /etc/passwd, or name a database"):
+        Server(tmp_path).start()
+
+
 def test_a_process_that_ends_early_raises_its_log(tmp_path: Path) -> None:
     process = child(tmp_path, "sh", "-c", "echo no such thing; exit 3").start()
     with pytest.raises(NotStarted, match=r"sh ended before it was ready.*\n?no such thing"):
