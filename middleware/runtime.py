@@ -20,7 +20,7 @@ from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Journal
 from callboard.middleware.journal.rescue import rescue_of_host
-from callboard.middleware.message.attempt import current_attempt
+from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.process.fatal_exit import check_settings, exit_process, is_dramatiq_command, stop_process
 from callboard.middleware.process.heartbeat import Heartbeat, OtherBroker
@@ -120,13 +120,18 @@ class Runtime:
 
     def send(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> Any:
         """See `enqueue.send`."""
-        return send(broker, message, delay, store=self.journal.send)
+        return send(broker, message, delay, attempt=self._attempt(), store=self.journal.send)
 
     def send_kept(self) -> None:
         """Send at once the messages that this thread's attempt keeps until its outcome. Raises NotStored, JobClosed."""
-        attempt = current_attempt.get()
-        if attempt is not None and attempt.sent and not attempt.ended:
+        attempt = self._attempt()
+        if attempt is not None and attempt.sent:
             send_kept(attempt, store=partial(self.journal.send, child=True))
+
+    def _attempt(self) -> Attempt | None:
+        """The attempt that runs here, unless it is of another broker of this process, with another database."""
+        attempt = current_attempt.get()
+        return attempt if attempt and not attempt.ended and attempt.database in ("", self.url) else None
 
     def publish_job(self, job: int) -> None:
         """Publish a job's first items from here, if this process can; workers publish the rest in any case."""

@@ -136,7 +136,7 @@ class InFlight:
     def _attempt_of(self, message: MessageProxy, stamp: Stamp) -> Attempt:
         return Attempt(
             stamp.job, stamp.item, stamp.attempt, [message.delivery], self._controls, stamp.epoch, message.actor_name,
-            message, stamp.standing, self._process.worker, self._hold_back, self._read_facts,
+            message, stamp.standing, self._process.worker, self._hold_back, self._read_facts, self._process.url,
         )  # fmt: skip
 
     def _adopt(self, message: MessageProxy, *, redelivered: bool) -> tuple[Stamp, bool]:

@@ -39,6 +39,7 @@ class Attempt:
     worker: int = 0
     hold_back: Callable[[tuple[int, int], float, str], None] = _hold_nothing  # (job, item), seconds, reason
     read_facts: Callable[[int], JobFacts] = _unknown  # of a job; may read the database
+    database: str = ""  # the URL of the one that has its item; empty: nobody said
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
     place: int | None = None  # in the file of what the process runs

@@ -38,11 +38,11 @@ class Process:
     `worker` is the process's id in `workers` and `threads` the number of its worker threads; both are 0 in a process
     that is no worker. `remote`: other processes consume the broker too. `connections`: that it opens at most.
     `idle`: there was nothing to do for some seconds, and the heartbeat tells when there is; see `Heartbeat`.
-    `runs`: what it runs, for those who find it dead.
+    `runs`: what it runs, for those who find it dead. `url`: of its database.
     """
 
     def __init__(self, url: str, *, remote: bool = True, connections: int = CONNECTIONS) -> None:
-        self._url = url
+        self.url = url
         self._remote = remote
         self._connections = connections
         self._lock = threading.Lock()
@@ -59,7 +59,7 @@ class Process:
         """The process's connections; opened when first needed."""
         with self._lock:
             if self._pool is None:
-                self._pool = make_pool(self._url, size=self._connections)
+                self._pool = make_pool(self.url, size=self._connections)
             return self._pool
 
     @property

@@ -22,7 +22,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal.journal import UncertainCommit
 from callboard.middleware.message import envelope, stamp
-from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
 from callboard.sql.limits import MAX_SPAN_SECONDS
@@ -50,18 +50,15 @@ class NotStored(MiddlewareError):
     """A message could not be recorded, so it was not sent; or it is unknown whether it was, as the text says."""
 
 
-def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, store: Store) -> Any:
+def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, attempt: Attempt | None, store: Store) -> Any:
     """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds.
 
     Raises NotStored, and BadItem for a message that can't be sent, or for the last of too many in one item.
 
-    What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome. What an
+    What an `attempt` sends is kept until its outcome is recorded; its own retry becomes part of that outcome. What an
     attempt of a standing job sends before its actor returns goes at once, as an app expects that adds `install` only.
     """
     broker.emit_before("enqueue", message, delay)
-    attempt = current_attempt.get()
-    if attempt is not None and attempt.ended:
-        attempt = None
     blocks = open_blocks.get()
     job = blocks[-1] if blocks else 0
     item = new_item(message, job=job, delay=delay)

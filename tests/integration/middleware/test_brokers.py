@@ -23,6 +23,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import outcomes
 from tests.support import makers
+from tests.support.databases import database, with_database
 from tests.support.workers import wait_until
 
 TIMEOUT = 300.0
@@ -298,6 +299,29 @@ def test_an_actor_of_a_cancelled_job_is_told_that_it_can_send_no_more(tracked: T
     assert job.wait(TIMEOUT)["state"] == "cancelled"
     assert wait_until(lambda: bool(errors), TIMEOUT)
     assert "the job takes no more items" in str(errors[0])
+
+
+def test_what_an_item_sends_to_a_broker_with_another_database_goes_there_at_once(
+    tracked: TrackedBroker, postgres_url: str, template: str
+) -> None:
+    """Two apps in one process: no worker of the item's broker has the actor of the other."""
+    with database(postgres_url, template) as name, connect(with_database(postgres_url, name)) as conn:
+        broker = StubBroker()
+        callboard.install(broker, database_url=with_database(postgres_url, name))
+        other = TrackedBroker(broker, conn)
+
+        @dramatiq.actor(broker=tracked.broker)
+        def ask(number: int) -> None:
+            other.act.send(number)
+
+        try:
+            job = callboard.submit(ask, [7])
+            tracked.work()
+            other.work()
+            assert wait_until(lambda: other.runs == {7: 1}, TIMEOUT)
+            assert job.wait(TIMEOUT)["total"] == 1
+        finally:
+            other.close()
 
 
 def test_a_delayed_send_comes_from_the_outbox(tracked: TrackedBroker) -> None:
