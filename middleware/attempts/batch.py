@@ -37,11 +37,11 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
                 lead.batch = [lead, *(mate.delivery.attempt for mate in mates)]
             try:
                 outcomes = _outcomes(function(items), len(items))
+                if lead is not None and lead.batch is not None:
+                    _hand_on(lead, lead.batch, outcomes)
             except BaseException as error:
                 _end(mates, [error] * len(mates))
                 raise
-            if lead is not None and lead.batch is not None:
-                _hand_on(lead, lead.batch, outcomes)
             first, *rest = outcomes
             _end(mates, rest)
         if isinstance(first, BaseException):
