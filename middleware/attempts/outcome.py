@@ -99,16 +99,15 @@ def encode_result(result: Any, limit: int) -> str:
     True and None, and half a surrogate pair, and refuses NaN, which msgspec writes as null.
     """
     try:
-        text = msgspec.json.encode(result).decode()
+        encoded = msgspec.json.encode(result)
     except Exception:  # noqa: BLE001 — the other tool decides
-        text = _dumps(result)
+        encoded = _dumps(result).encode()
     else:
-        if "null" in text:
-            text = _dumps(msgspec.to_builtins(result))
-    size = len(text.encode())
-    if size > limit:
-        raise ResultNotKept(f"{size:,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)")
-    return text
+        if len(encoded) <= limit and b"null" in encoded:
+            encoded = _dumps(msgspec.to_builtins(result)).encode()
+    if len(encoded) > limit:  # it may have gigabytes, so no copy is made of it
+        raise ResultNotKept(f"{len(encoded):,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)")
+    return encoded.decode()
 
 
 def _dumps(value: Any) -> str:

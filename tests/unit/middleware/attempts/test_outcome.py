@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tracemalloc
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -233,6 +234,15 @@ def test_the_limit_of_results_can_be_set() -> None:
     assert decide(returned=True, result="12345678", result_limit=10).result == '"12345678"'
     found = decide(returned=True, result="123456789", result_limit=10)
     assert "11 bytes as JSON, and 10 are allowed" in (found.unkept or "")
+
+
+def test_a_result_that_is_too_large_takes_the_memory_of_one_copy() -> None:
+    result = "x" * 10_000_000
+    tracemalloc.start()
+    decide(returned=True, result=result)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.9 * len(result)
 
 
 @given(TEXTS)
