@@ -38,7 +38,7 @@ PAUSE_ITEMS, PAUSE_SECONDS = 256, 0.0001
 
 #: Why a job takes no more items of a submission, by what `store_chunk` returns.
 REFUSED = {
-    "elsewhere": "is submitted by another process",
+    "elsewhere": "is submitted by another process or thread",
     "sealed": "takes no more items",
     "stopped": "was stopped",
     "deleted": "was deleted",
@@ -179,6 +179,7 @@ class Submission:
         if how != "stored":
             raise SubmittedElsewhere(
                 f"job {self.made.job} {REFUSED[how]}: it has {number:,} inputs, and this submission had read {start:,}"
+                + ("" if self.key is None else "; submit the same again with its key to get the job, or to go on")
             )
         self._consumed, self._digest = start + len(rows), digest
         if len(rows) >= LARGE_CHUNK_ITEMS and self._consumed >= 2 * self._looked:

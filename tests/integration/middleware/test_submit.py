@@ -204,6 +204,20 @@ def test_a_wait_that_is_too_short_says_how_the_job_stands(pipeline: Pipeline) ->
     job.cancel()
 
 
+def test_of_two_submissions_with_a_key_one_is_told_how_it_gets_the_job(pipeline: Pipeline) -> None:
+    """As of two requests at the same moment; the other has stored all items when this one is about to."""
+    others = []
+
+    def source() -> Iterator[int]:
+        others.append(callboard.submit("noted", [1, 2], key="at once"))
+        yield from (1, 2)
+
+    with pytest.raises(callboard.SubmittedElsewhere, match="submit the same again with its key to get the job"):
+        callboard.submit("noted", source(), key="at once")
+    assert callboard.submit("noted", [1, 2], key="at once").id == others[0].id
+    assert others[0].status()["total"] == 2
+
+
 def test_an_item_key_is_stored_once(pipeline: Pipeline) -> None:
     source = [{"sku": n % 7, "n": n} for n in range(100)]
     by_field = callboard.submit("work", source, item_key="sku")
