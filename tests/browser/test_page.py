@@ -112,6 +112,17 @@ def test_every_page_is_whole_without_javascript(plain_page: Page, conn: Conn, ad
     assert urlsplit(plain_page.url).path == f"/jobs/{job}"
 
 
+def test_the_percent_that_is_read_out_is_the_one_that_is_shown(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 100)
+    record(conn, job, {"succeeded": range(29)})  # 0.29 * 100 is less than 29, and 0.57 * 100 than 57
+    page.clock.install()
+    page.goto(f"{address}/jobs/{job}")
+    bar = page.locator("#head").get_by_role("progressbar")
+    assert bar.get_attribute("aria-valuenow") == "29"
+    record(conn, job, {"succeeded": range(29, 57)})
+    expect(bar).to_have_attribute("aria-valuenow", "57", timeout=SOON)
+
+
 def test_a_job_without_items_is_done(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 0)
     page.goto(f"{address}/jobs/{job}")
@@ -339,6 +350,19 @@ def test_an_answer_of_a_proxy_is_a_lost_connection(page: Page, conn: Conn, addre
     record(conn, job, {"succeeded": [0]})
     expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=LATER)
     assert page.evaluate("window.loaded") == "once"
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_spans_are_right_where_the_clock_of_the_browser_is_wrong(
+    page: Page, conn: Conn, address: str, hours: int
+) -> None:
+    job = make_job(conn, 4)
+    run(conn, job, [0], worker=make_worker(conn))
+    conn.execute("UPDATE callboard.running SET started_at = now() - interval '26 h' WHERE job_id = %s", (job,))
+    page.add_init_script(f"const right = Date.now; Date.now = () => right() + {hours} * 3600e3;")
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#live")).to_have_text("live")
+    expect(page.locator("#running [data-since]")).to_have_text(re.compile("^1 d 2 h$"))
 
 
 @pytest.mark.parametrize(("elsewhere", "pressed"), [(True, False), (False, False), (False, True)])

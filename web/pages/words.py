@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import Any
 from urllib.parse import quote
@@ -67,6 +67,11 @@ def utc(time: str) -> str:
 def time(iso: str) -> Markup:
     """A time of the API as an element of the page."""
     return Markup(f'<time datetime="{iso}">{utc(iso)}</time>')  # noqa: S704 - it was made of a time
+
+
+def now() -> str:
+    """The time at which a page is made: by it the page's scripts know how wrong the browser's clock is."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def timed(text: str) -> Markup:

@@ -189,7 +189,7 @@ function takeJob(job) {
   fill(document, job);
   document.title = `${percent(job)} ${job.name} – Callboard`;
   for (const id of moved(job)) stale.add(id);
-  speak(`${shownState(job)}, ${Math.floor(job.progress * 10)}0 %`);
+  speak(`${shownState(job)}, ${10 * Math.floor(job.progress * 10)} %`);
   tell(document);
   refreshStale();
 }

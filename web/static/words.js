@@ -25,7 +25,14 @@ export function duration(seconds) {
   return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
 }
 
-const since = (time) => (Date.now() - Date.parse(time)) / 1000;
+// Milliseconds that the browser's clock is behind that of the server: a page says when it was made. A few are the time
+// that its answer took.
+const FEW_MS = 5000;
+const [load] = performance.getEntriesByType("navigation");
+const behind = Date.parse(document.documentElement.dataset.now) - (Date.now() - performance.now() + (load?.responseStart ?? 0));
+const now = () => Date.now() + (Math.abs(behind) > FEW_MS ? behind : 0);
+
+const since = (time) => (now() - Date.parse(time)) / 1000;
 
 function left(job) {
   if (job.eta) return duration(-since(job.eta));
@@ -107,7 +114,7 @@ function fillBar(bar, job) {
     part.setAttribute("width", width ? `${width.toFixed(3)}%` : "0%");
     begin += width;
   }
-  bar.setAttribute("aria-valuenow", String(Math.floor(job.progress * 100)));
+  bar.setAttribute("aria-valuenow", String(parseInt(percent(job))));
   bar.setAttribute("aria-valuetext", `${percent(job)}, ${number(done(job))} of ${count(job.total, "item")}`);
 }
 
@@ -133,7 +140,7 @@ export const toggleZone = () => store("callboard-zone", zone() === "UTC" ? "loca
 const PARTS = { year: "numeric", month: "numeric", day: "numeric", hour: "numeric", minute: "numeric", second: "numeric" };
 const formatters = {};
 
-function moment(time = Date.now()) {
+function moment(time = now()) {
   const timeZone = zone();
   return (formatters[timeZone] ??= new Intl.DateTimeFormat("sv", { ...PARTS, timeZone })).format(new Date(time));
 }
