@@ -105,7 +105,11 @@ class AccessControl:
         if not self._knows_host(scope):
             return Problem(421, "this app does not answer to that host name: start it with --allow-host NAME")
         if _cross_site(scope):
-            return Problem(403, "a page of another site sent this request, and may not change anything here")
+            return Problem(
+                403,
+                "a page of another site sent this request, and may not change anything here; if it was a page of this "
+                "app, let the proxy before it pass the header Host on",
+            )
         return None
 
     async def _ask(self, request: Request, share: str | None) -> Response | None:

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -350,6 +351,29 @@ def test_an_answer_of_a_proxy_is_a_lost_connection(page: Page, conn: Conn, addre
     record(conn, job, {"succeeded": [0]})
     expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=LATER)
     assert page.evaluate("window.loaded") == "once"
+
+
+def test_a_page_whose_proxy_refuses_its_questions_is_not_loaded_again_and_again(
+    page: Page, conn: Conn, address: str
+) -> None:
+    job = make_job(conn, 4)
+    asked, loads = list[str](), list[str]()
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=403, content_type="text/html", body="<html>Forbidden</html>")
+
+    def asked_again() -> bool:
+        page.wait_for_timeout(100)  # which takes the requests
+        return len(asked) >= 4
+
+    page.on("load", lambda loaded: loads.append(loaded.url))
+    page.route("**/api/**", refuse)
+    began = time.monotonic()
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#live")).to_have_text(re.compile("^reconnecting"), timeout=LATER)
+    assert wait_until(asked_again, 300)
+    assert len(loads) <= 1 + (time.monotonic() - began) // 30
 
 
 @pytest.mark.parametrize("hours", [-5, 5])

@@ -74,7 +74,8 @@ class CallboardProgress extends HTMLElement {
     try {
       const answer = await fetch(this.#address(""), { signal: AbortSignal.timeout(ANSWER_MS) });
       if (answer.ok) this.#show((job = await answer.json()));
-      const missing = answer.status === 404 && answer.headers.get("content-type") === "application/problem+json";  // no proxy's
+      const own = answer.headers.get("content-type")?.startsWith("application/problem+json");  // and no proxy's
+      const missing = answer.status === 404 && own;
       refused = missing || [401, 403].includes(answer.status);  // the job is deleted, or its token is over
     } catch {
       // asked again below

@@ -16,6 +16,9 @@ const STREAM_AGAIN_MS = 5000;
 const SILENT_MS = 40000;
 const SILENT_AGAIN_MS = 60000;
 const SPEAK_MS = 10000;
+// A page that is refused its first question, as by a proxy that lets only pages through, would be refused it after each
+// reload.
+const RELOAD_MS = 30000;
 
 // The address of a page that is shared has a token in it, which its requests need, too.
 const token = new URLSearchParams(document.location.search).get("token");
@@ -45,6 +48,7 @@ let refreshed = 0;
 let refreshing = false;
 let spoken = ["", 0];
 let leaving = false;
+let answered = false;
 
 // The states of the pill: live, paused, reconnecting in so many seconds. What a page that lost its connection shows is
 // grey.
@@ -78,7 +82,8 @@ async function read(url, kind) {
   const { ok, status, kind: said, body } = await ask(url, { redirect: "manual" });  // the status of a redirect is 0 then
   const own = said.startsWith(ok ? kind : "application/problem+json");
   if (ok && own) return body;
-  if (!ok && (own || [0, 401, 403].includes(status))) return reload();
+  const refused = [0, 401, 403].includes(status) && (answered || performance.now() > RELOAD_MS);
+  if (!ok && (own || refused)) return reload();
   throw new Lost(`a proxy answered ${status}`);
 }
 
@@ -139,6 +144,7 @@ function stream() {
   source.onerror = () => pollFor(STREAM_AGAIN_MS);
   for (const [name, act] of Object.entries(EVENTS)) {
     source.addEventListener(name, (event) => {
+      answered = true;
       hear(SILENT_MS);
       act(JSON.parse(event.data));
     });
@@ -166,6 +172,7 @@ async function poll() {
     }
     const body = await read(api(page.dataset.poll), "application/json");
     if (body === undefined) return;
+    answered = true;
     const found = JSON.parse(body);
     if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;
     found.jobs ? takeJobs(found) : takeJob(found);
