@@ -14,10 +14,13 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, NamedTuple
 
+import dramatiq
+
 from callboard.middleware.attempts import parking
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.rabbitmq.acks import AckTracker
+from callboard.middleware.tracking import runtime_of
 from callboard.sql.writes import callbacks, claims, outcomes, publishing, saves, stages
 from tests.support.boot_death import die, wait_for_boot
 
@@ -27,17 +30,20 @@ Key = tuple[int, int]
 
 
 class Death(NamedTuple):
-    """The point at which a process died, when (seconds since the epoch), and the (job, item) pairs concerned."""
+    """The point at which a process died, when (seconds since the epoch), the (job, item) pairs concerned, and how many
+    attempts it had begun whose outcome was not on record.
+    """
 
     point: str
     moment: float
     keys: list[Key]
+    held: int
 
 
 def deaths(folder: Path) -> list[Death]:
     """The deaths so far, in order."""
     found = (json.loads(path.read_text()) for path in sorted(folder.glob("*.died")))
-    return [Death(point, moment, [(job, item) for job, item in keys]) for point, moment, keys in found]
+    return [Death(point, moment, [(job, item) for job, item in keys], held) for point, moment, keys, held in found]
 
 
 class Plan:
@@ -83,7 +89,8 @@ class Plan:
             return
         wait_for_boot()
         unfinished = self.folder / f"{os.getpid()}.dies"
-        unfinished.write_text(json.dumps([self.name, time.time(), keys]))
+        held = len(runtime_of(dramatiq.get_broker()).in_flight.attempts())
+        unfinished.write_text(json.dumps([self.name, time.time(), keys, held]))
         unfinished.rename(self._file(self.number or 0))
         die()
 
