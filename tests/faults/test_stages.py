@@ -73,8 +73,8 @@ def test_workers_killed_while_they_make_a_stage_go_on_where_it_stood(scenario: S
         runs = prove(scenario, job)
     assert watcher.wrong == []
     assert [death.point for death in scenario.deaths()] == [point.split(":")[0] for point in plan]
-    # What a worker had in hand, or not yet on record, may run again, nothing else does. Each of its eight threads may have
-    # begun two others until it was dead.
+    # What a worker had in hand, or not yet on record, may run again, nothing else does. Each of its eight threads may
+    # have begun two others until it was dead.
     may = sum(death.held + 16 for death in scenario.deaths())
     assert sum(count - 1 for found in runs.values() for count in found.values()) <= may
 
