@@ -6,7 +6,7 @@ from typing import Any
 
 import callboard
 from callboard.sql import timings
-from tests.faults.rig.scenario import TIMEOUT, Scenario
+from tests.faults.rig.scenario import ACTORS, BLAMELESS, TIMEOUT, Scenario
 from tests.faults.test_actions import runs_begun
 from tests.faults.test_kill import interrupted, kill_at_work, run_when_over
 from tests.support.workers import wait_until
@@ -64,7 +64,7 @@ def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
     workers again.
     """
     for _ in range(2):
-        scenario.start_worker()
+        scenario.start_worker(modules=(ACTORS, BLAMELESS))
     chance = random.Random(20261126)
     watched: list[tuple[callboard.Job, Any]] = []
     with ExitStack() as stack:
