@@ -1,1 +1,1 @@
-"""The vocabulary: a message's stamp, its bytes, its delivery, its attempt, and the failure of one."""
+"""The data types of a message: its stamp, its bytes, its delivery, its attempt, and the attempt's failure."""

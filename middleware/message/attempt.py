@@ -20,12 +20,12 @@ def _unknown(job: int) -> JobFacts:
 
 
 def _hold_nothing(key: tuple[int, int], seconds: float, reason: str) -> None:
-    """Stand in for `hold_back` in an attempt that no actor runs."""
+    """The `hold_back` of an attempt that no actor runs: does nothing."""
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One try. Its worker thread writes it until it ends, the journal's thread reads it."""
+    """One try at an item. Its worker thread writes it until the attempt ends; the journal's thread reads it."""
 
     job: int
     item: int
@@ -35,17 +35,17 @@ class Attempt:
     epoch: int = 0  # of its message
     actor: str = ""
     message: MessageProxy | None = None
-    standing: bool = False  # in its actor's standing job: what it sends goes at once, as without Callboard
+    standing: bool = False  # in its actor's standing job: its sends are published at once, as without Callboard
     worker: int = 0
     hold_back: Callable[[tuple[int, int], float, str], None] = _hold_nothing  # (job, item), seconds, reason
     read_facts: Callable[[int], JobFacts] = _unknown  # of a job; may read the database
-    database: str = ""  # the URL of the one that has its item; empty: nobody said
+    database: str = ""  # the URL of the database that has its item; empty: unknown
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
-    place: int | None = None  # in the file of what the process runs
+    place: int | None = None  # its place in the process's RunFile; None: it has none
     sampled: float = 0.0  # when that stack was last read
-    moved: float = 0.0  # when a new step or progress of it was last written
-    running: bool = False  # it has, or is about to have, a row in `running`
+    moved: float = 0.0  # when a new step or progress was last written
+    running: bool = False  # it has a row in `running`, or one is being written
     reported: bool = False  # that row is committed
     step: str | None = None
     step_reported: str | None = None
@@ -53,16 +53,16 @@ class Attempt:
     progress_reported: Progress | None = None
     returned: bool = False
     result: Any = None
-    hooks: bool = False  # the actor is done, the other middleware's hooks run
-    struck: bool = False  # an interrupt broke them off, and they run once more, as for a failure
+    hooks: bool = False  # the actor has returned; the hooks of the other middleware run
+    interrupted: bool = False  # an interrupt stopped these hooks, so they run once more, as for a failure
     ended: bool = False
-    put_off: bool = False  # its outcome waits for a lock, and others are recorded before
-    retry: NewItem | None = None  # the same message, sent once more by a hook
-    sent: list[NewItem] = field(default_factory=list)  # by the actor: stored with a success or a skip only
-    hooked: list[NewItem] = field(default_factory=list)  # by callbacks: stored with any outcome
-    saves: Saves | None = None  # with its outcome, if that is a success
-    batch: "list[Attempt] | None" = None  # of those whose call its actor is, if it takes batches: itself first
-    children: int = 0  # of both
+    put_off: bool = False  # its outcome waits for a lock; other outcomes are recorded before it
+    retry: NewItem | None = None  # its message, which a hook sent once more
+    sent: list[NewItem] = field(default_factory=list)  # sent by the actor: stored with a success or a skip only
+    hooked: list[NewItem] = field(default_factory=list)  # sent by hooks: stored with any outcome
+    saves: Saves | None = None  # statements that are executed with its outcome, if that is a success
+    batch: "list[Attempt] | None" = None  # the attempts of one call of an actor that takes batches, itself first
+    children: int = 0  # how many `sent` and `hooked` have
     child_bytes: int = 0  # of their messages
 
     @property
@@ -77,12 +77,12 @@ class Attempt:
 
     @property
     def cancelled(self) -> bool:
-        """Whether its job has stopped since its message was sent; an older control state says nothing about it."""
+        """Whether its job has stopped since its message was sent. A control state of an older epoch is ignored."""
         control = self.controls.get(self.job)
         return control is not None and control.over and control.epoch >= self.epoch
 
     def add_child(self, item: NewItem) -> bool:
-        """Keep what is sent until the outcome is recorded; return False if it comes too late. Thread-safe."""
+        """Keep a sent item until the outcome is recorded; return False if the attempt has ended. Thread-safe."""
         with _ending:
             if not self.ended:
                 (self.hooked if self.hooks else self.sent).append(item)
@@ -91,15 +91,15 @@ class Attempt:
             return not self.ended
 
     def take_sent(self) -> list[NewItem]:
-        """Return what the actor has sent so far, and keep it no longer. Thread-safe."""
+        """Return the items that the actor has sent so far, and no longer keep them. Thread-safe."""
         with _ending:
             sent, self.sent = self.sent, []
             self.children = self.child_bytes = 0
         return sent
 
     def add_save(self, save: Save, size: int, *, most: int, limit: int) -> bool:
-        """Keep a statement that runs with its outcome, `size` bytes of it; return False if it comes too late. Raises
-        ValueError for more than `most`, or than `limit` bytes together. Thread-safe.
+        """Keep a statement of `size` bytes that is executed with the outcome; return False if the attempt has ended.
+        Raises ValueError for more than `most` statements, or more than `limit` bytes together. Thread-safe.
         """
         with _ending:
             if self.ended:
@@ -115,15 +115,16 @@ class Attempt:
             return True
 
     def end(self) -> None:
-        """Take no more children, and nothing more to save."""
+        """Take no more children and no more statements."""
         with _ending:
             self.ended = True
 
 
-#: Threads of an actor's own may send while it ends. One lock serves all attempts, since it is held for an instant.
+#: The actor's own threads may send while the attempt ends. One lock serves all attempts, because it is held only
+#: briefly.
 _ending = threading.Lock()
 
-#: The attempt that this thread runs, or the task of an async actor.
+#: The attempt that this thread, or this task of an async actor, runs.
 current_attempt: ContextVar[Attempt | None] = ContextVar("callboard_attempt", default=None)
-# What a child process would send or save with the outcome, the parent would never record.
+# A child process has no current attempt: the parent would never record what the child sends or saves with the outcome.
 os.register_at_fork(after_in_child=lambda: current_attempt.set(None))

@@ -1,4 +1,4 @@
-"""Turns a stored item into the message that carries it, with AMQP properties, and a message's bytes back into it."""
+"""Turns a stored item into the message that carries it, with its AMQP properties, and decodes a message's bytes."""
 
 import json
 import math
@@ -23,14 +23,16 @@ from callboard.sql.rows import Outgoing
 
 #: The arguments of a message that carries many items: each item has its own.
 NO_ARGS = b'"args":[],"kwargs":{}'
-#: A header of a dead letter; its name holds that of RabbitMQ's own, which the other dead letters have.
+#: A header of a dead letter that Callboard publishes. Its name contains "x-death", the header that RabbitMQ sets
+#: itself.
 DEAD_LETTER_HEADER = "callboard-x-death"
 #: The largest priority in AMQP, and the most bytes of a short string.
 MAX_OCTET = 255
-#: Milliseconds of the first and last moment that PostgreSQL and Python both can say: the years 1 and 9999.
+#: The first and last time, in milliseconds since 1970, that both PostgreSQL and Python can represent: years 1 and 9999.
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 
-#: Gives, in parts, what Dramatiq's own encoder writes, which makes one of these for each message: half of its time.
+#: Yields the JSON of Dramatiq's own encoder in parts. Dramatiq makes such an encoder for each message, which takes half
+#: of its time.
 _json_parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
     markers=None, default=json.JSONEncoder().default, encoder=json.encoder.encode_basestring_ascii, indent=None,
     key_separator=":", item_separator=",", sort_keys=False, skipkeys=False, allow_nan=True,
@@ -38,21 +40,21 @@ _json_parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
 
 
 class Undated(int):
-    """The time of a message that has none: when it was read, so it is another one at each delivery."""
+    """The time of a message that has none: the time when it was read, so it differs at each delivery."""
 
 
 class OtherEncoder(RuntimeError):
-    """A row was written by another encoder than that of this process, so only other processes can publish it."""
+    """A row was written by an encoder that this process does not have, so only other processes can publish it."""
 
 
 def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> bytes:
-    """Return an item's arguments as they are stored; raises what the app's encoder raises for what it can't encode."""
+    """Return an item's arguments as they are stored. Raises the errors of the app's encoder."""
     if type(encoder := get_encoder()) is JSONEncoder:
-        try:  # what is the same in each call is not encoded: that would take half of the time
+        try:  # the parts that are equal in each call are not encoded: that would take half of the time
             by_position = "".join(_json_parts(args, 0))[1:-1].encode() if args else b""
             by_keyword = "".join(_json_parts(kwargs, 0))[1:-1].encode() if kwargs else b""
         except RecursionError:
-            pass  # the error of Dramatiq's encoder tells a list that holds itself from one that is too deep
+            pass  # Dramatiq's encoder raises the right error, for a list that contains itself or one that is too deep
         else:
             if not kwargs:
                 return BY_POSITION + by_position
@@ -61,8 +63,8 @@ def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> by
 
 
 def decode_args(stored: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an item's arguments, by position and by keyword; raises what the app's encoder raises for other bytes, and
-    TypeError or LookupError for what is no call.
+    """Return an item's arguments, by position and by keyword. Raises what the app's encoder raises for bytes that it
+    can't decode, and TypeError or LookupError if they are not the arguments of a call.
     """
     call = get_encoder().decode(unpacked(stored))
     return tuple(call["args"]), call["kwargs"]
@@ -77,7 +79,7 @@ def check_encoder(out: Outgoing) -> None:
     """Raise OtherEncoder when this process has Dramatiq's own encoder, and the row is not JSON."""
     if type(get_encoder()) is JSONEncoder and not seems_json(out.args):
         raise OtherEncoder(
-            f"item {out.job}/{out.item} was written by another encoder than that of this process: name the module that"
+            f"item {out.job}/{out.item} was written by an encoder that this process does not have: name the module that"
             " calls dramatiq.set_encoder() in CALLBOARD_ACTORS. Workers that have it publish the item"
         )
 
@@ -98,8 +100,8 @@ def message(out: Outgoing) -> Message[Any]:
 
 
 def body(out: Outgoing) -> bytes:
-    """Return the bytes of that message. With Dramatiq's own encoder they are joined from the stored bytes: decoding and
-    encoding those again would cost as much as the rest of publishing.
+    """Return the message of a row as bytes. With Dramatiq's own encoder they are joined from the stored bytes: to
+    decode and encode these again would cost as much as the rest of publishing.
     """
     if type(get_encoder()) is not JSONEncoder:
         return message(out).encode()
@@ -118,8 +120,8 @@ def _part(out: Outgoing) -> bytes:
 
 
 def parts(carrier: Message[Any] | MessageProxy) -> list[Message[Any]]:
-    """Return the messages of the items that a message carries; itself if it carries one. Raises DecodeError if what it
-    carries is malformed.
+    """Return one message for each item of a chunk; a message that carries one item is returned as it is. Raises
+    DecodeError if the items of a chunk are malformed.
     """
     run = carrier.options.get(stamp.CHUNK)
     if run is None:
@@ -139,13 +141,13 @@ def _single(carrier: Message[Any] | MessageProxy, part: dict[str, Any]) -> Messa
 
 
 def message_id(out: Outgoing) -> str:
-    """Return the message's id; a message that carries many items has one of its own."""
+    """Return the message's id; a chunk has an id of its own."""
     return f"{out.message_id}-{out.more[-1].item}" if out.more else out.message_id
 
 
 class _Fields(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The fields of a message, in Dramatiq's order. Dramatiq makes up an id for a message without one, and another one
-    at each delivery.
+    """The fields of a message, in Dramatiq's order. Dramatiq would give a message without an id another id at each
+    delivery.
     """
 
     queue_name: str
@@ -161,9 +163,10 @@ _fields = msgspec.json.Decoder(_Fields)
 
 
 def read(body: bytes) -> Message[Any]:
-    """Return the message of these bytes; raises DecodeError for any that would break a worker's thread.
+    """Decode a message. Raises DecodeError for one that would end a worker's thread.
 
-    msgspec decodes JSON in a quarter of the time; Dramatiq decodes what it refuses (NaN, half a surrogate pair).
+    msgspec decodes JSON in a quarter of the time. Dramatiq decodes the JSON that msgspec refuses (NaN, half a surrogate
+    pair).
     """
     try:
         if type(get_encoder()) is JSONEncoder:
@@ -181,28 +184,30 @@ def _decode(body: bytes) -> Message[Any]:
 
 
 def timestamp_ms(given: object) -> int:
-    """Return a message's time as it is stored; other packages' messages have fractions, and some have none at all."""
+    """Return a message's time as it is stored, in milliseconds since 1970. Other packages write fractions, or no time:
+    then it is now.
+    """
     if not isinstance(given, int | float) or not math.isfinite(given):
         given = time.time() * 1000
     return int(min(max(given, FIRST_MS), LAST_MS))
 
 
 def is_name(text: str) -> bool:
-    """Return whether a text can name an actor, a queue or a message: it has no control characters and no halves of
-    surrogate pairs. The marks and blanks of any script are as good as its letters.
+    """Return whether a text can name an actor, a queue or a message: it has no control characters and no half surrogate
+    pairs. Marks and spaces of any script are allowed.
     """
     return text.isprintable() or all(unicodedata.category(sign) not in ("Cc", "Cs") for sign in text)
 
 
 def of_queue(message: Message[Any], queue: str) -> Message[Any]:
-    """Return a message that came from a queue as one of it: somebody may have moved it there from the queue that it
-    names. Dramatiq looks for the consumer of that queue; without one its thread would end.
+    """Return the message with the name of the queue that delivered it: somebody may have moved it from the queue that
+    it names. Dramatiq looks up the consumer by that name, and its thread would end if there is none.
     """
     return message if message.queue_name == queue else message.copy(queue_name=queue)
 
 
 def checked(message: Message[Any]) -> Message[Any]:
-    """Return a message with an id and a time. Raises DecodeError for one that would break a worker's thread."""
+    """Return a message with an id and a time. Raises DecodeError for one that would end a worker's thread."""
     given: object = message.message_timestamp
     identity: object = message.message_id
     if isinstance(given, float | None):
@@ -226,7 +231,7 @@ def has_fields(message: Message[Any]) -> bool:
 
 
 def properties(out: Outgoing) -> pika.BasicProperties:
-    """Return its AMQP properties: RabbitMQ's management UI shows them, and a dead letter keeps them."""
+    """Return the AMQP properties of a row's message. RabbitMQ's management UI shows them; dead letters keep them."""
     return pika.BasicProperties(
         content_type="application/json" if type(get_encoder()) is JSONEncoder else "application/octet-stream",
         delivery_mode=2,
@@ -234,14 +239,14 @@ def properties(out: Outgoing) -> pika.BasicProperties:
         priority=_priority(out),
         correlation_id=f"{out.job}/{out.item}" + (f"-{out.more[-1].item}" if out.more else ""),
         message_id=_short(message_id(out)),
-        timestamp=max(_timestamp(out), 0) // 1000,  # AMQP has none before 1970
+        timestamp=max(_timestamp(out), 0) // 1000,  # AMQP has no time before 1970
         type=_short(out.actor),
         app_id="callboard",
     )
 
 
 def _priority(out: Outgoing) -> int | None:
-    """The option `broker_priority`; None if it is not a priority of AMQP."""
+    """Return the option `broker_priority`; None if it is no AMQP priority."""
     if not out.options or b"broker_prio" not in out.options:
         return None
     found = get_encoder().decode(out.options).get("broker_priority")
@@ -249,7 +254,7 @@ def _priority(out: Outgoing) -> int | None:
 
 
 def _short(text: str) -> str:
-    """The text cut to 255 bytes: RabbitMQ would close the channel for a longer one."""
+    """Return the text, cut to 255 bytes: RabbitMQ would close the channel for a longer one."""
     if text.isascii() and len(text) <= MAX_OCTET:
         return text
     return text.encode(errors="replace")[:MAX_OCTET].decode(errors="ignore")

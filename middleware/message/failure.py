@@ -1,4 +1,4 @@
-"""Turns an exception into the failure that is stored: its type, message, place and traceback, cut to their limits."""
+"""Turns an exception into the failure that is stored: type, message, place and traceback, each cut to its limit."""
 
 import traceback
 from pathlib import Path
@@ -12,16 +12,17 @@ from callboard.sql.rows import Failure
 #: The most characters of an error's message and of its traceback.
 MESSAGE_CHARS = 4_000
 TRACEBACK_CHARS = 16_000
-#: The most characters of an error's type and of its place: an index holds them.
+#: The most characters of an error's type and of its place: both are in an index.
 NAME_CHARS = 300
-#: The module that raises an exception which an actor has returned for the first item of a batch.
+#: The module that raises the exception that an actor returned for the first item of a batch.
 RAISES_FOR_ACTORS = "callboard.middleware.attempts.batch"
 
 
 def describe(error: BaseException | None) -> Failure:
-    """Return the failure of an exception; None: a middleware failed the message. A long traceback loses its start.
+    """Return the failure of an exception; `error` None: a middleware failed the message. A long traceback loses its
+    start.
 
-    Raises nothing, whatever the exception's own code raises: SystemExit would end a worker's thread.
+    Raises nothing, whatever the exception's own code raises: a SystemExit would end a worker's thread.
     """
     if error is None:
         return Failure("failed", "Rejected", "the message was failed by a middleware before the actor ran")
@@ -32,7 +33,7 @@ def describe(error: BaseException | None) -> Failure:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an exception, as it can be stored. Raises nothing, as `describe`."""
+    """Return the text of an exception in a form that can be stored. Raises nothing, like `describe`."""
     try:
         return clean(str(error)) or ("its time limit passed" if isinstance(error, TimeLimitExceeded) else "")
     except BaseException as broken:  # noqa: BLE001 — see above
@@ -49,7 +50,7 @@ def _describe(error: BaseException) -> Failure:
 def clean(text: str, limit: int | None = MESSAGE_CHARS) -> str:
     """Return a text as PostgreSQL can store it: no NUL, no half surrogate pair, at most `limit` characters."""
     if limit is not None:
-        text = text[: limit + 1]  # the replacements below only make it longer
+        text = text[: limit + 1]  # the replacements below only lengthen it
     text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
@@ -62,7 +63,7 @@ def _type_name(error: BaseException) -> str:
 def _format(error: BaseException) -> list[str]:
     try:
         return traceback.format_exception(error, limit=-50)
-    except BaseException:  # noqa: BLE001 — its own code, or its cause's, may raise anything
+    except BaseException:  # noqa: BLE001 — the code of the exception, or of its cause, may raise anything
         return traceback.format_tb(error.__traceback__, limit=-50)
 
 
@@ -73,7 +74,7 @@ def _place(error: BaseException) -> str:
     while step.tb_next is not None:
         step = step.tb_next
     if step.tb_frame.f_globals.get("__name__") == RAISES_FOR_ACTORS:
-        return ""  # the actor has returned it, as those of other items of its batch, and never raised it
+        return ""  # the actor of a batch returned the exception, so it was raised nowhere in the app
     return place(step.tb_frame.f_code, step.tb_lineno)
 
 

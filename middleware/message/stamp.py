@@ -1,18 +1,18 @@
-"""The ids that a tracked message carries in one of its options: ``{"callboard": {"job": …, "item": …, …}}``."""
+"""The ids that a tracked message carries in an option of its own: ``{"callboard": {"job": …, "item": …, …}}``."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 OPTION: Final = "callboard"
-#: The option of a message that carries many items: ``[{"item": …, "args": […], "kwargs": {…}}, …]``.
+#: The option of a chunk, a message that carries many items: ``[{"item": …, "args": […], "kwargs": {…}}, …]``.
 CHUNK: Final = "callboard_chunk"
-#: The first numbers beyond PostgreSQL's types.
+#: The first numbers that are too large for PostgreSQL's types bigint and integer.
 BIGINT, INTEGER = 2**63, 2**31
 
 
 class Stamp(NamedTuple):
-    """The attempt that a message carries, its job's epoch then, whether the message may be a second copy, and whether
-    its job is an actor's standing job.
+    """The attempt that a message carries, the epoch of its job when it was published, whether the message may be a
+    duplicate (`suspect`), and whether its job is an actor's standing job.
     """
 
     job: int
@@ -23,18 +23,18 @@ class Stamp(NamedTuple):
     standing: bool = False
 
     def option(self) -> dict[str, Any]:
-        """Return the option's value; what is false is left out."""
+        """Return the option's value; fields that are false are left out."""
         return {name: value for name, value in self._asdict().items() if value is not False}
 
     def encode(self) -> bytes:
-        """Return the option's value as JSON; joined by hand, since every message has one."""
+        """Return the option's value as JSON. It is formatted directly for speed, because every message has one."""
         suspect = b',"suspect":true' if self.suspect else b""
         standing = b',"standing":true' if self.standing else b""
         return b'{"job":%d,"item":%d,"attempt":%d,"epoch":%d%s%s}' % (*self[:4], suspect, standing)
 
 
 def read(options: Mapping[str, Any]) -> Stamp | None:
-    """Return a message's stamp; None if its producer doesn't know Callboard, or the stamp is malformed."""
+    """Return a message's stamp; None if its producer has no Callboard, or the stamp is malformed."""
     value = options.get(OPTION)
     if type(value) is not dict:
         return None

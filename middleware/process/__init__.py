@@ -1,1 +1,1 @@
-"""This process as a whole: its connections, its periodic threads, its heartbeat, outages, and its end."""
+"""This process as a whole: its connections, its periodic threads, its heartbeat, its outages, and its exit."""

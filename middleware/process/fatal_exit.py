@@ -1,4 +1,4 @@
-"""Ends a worker process that can't do its work: when its settings make no sense, or outcomes can't be recorded."""
+"""Ends a worker process that can't do its work: a setting is invalid, or outcomes can't be recorded."""
 
 import logging
 import os
@@ -13,14 +13,12 @@ from callboard.sql import settings
 
 log = logging.getLogger("callboard.worker")
 
-#: Seconds until the process ends although actors still run: what they do can't be recorded.
+#: Seconds until the process exits although actors still run: their outcomes can't be recorded.
 EXIT_SECONDS = 15.0
 
 
 def check_settings() -> None:
-    """Raise NotConfigured if a setting makes no sense; a process of Dramatiq's command logs that as one line and exits
-    with 1 instead.
-    """
+    """Raise NotConfigured if a setting is invalid; a process of Dramatiq's command logs it and exits with 1."""
     try:
         settings.check()
     except settings.NotConfigured as error:
@@ -33,7 +31,7 @@ def check_settings() -> None:
 def exit_process(worker: dramatiq.Worker) -> None:
     """Take no more messages, and stop Dramatiq's command; the exit code is set in `after_worker_shutdown`.
 
-    A worker inside an app's own process only takes no more messages, and the process goes on.
+    If the worker runs inside an app's own process, that process goes on.
     """
     threads: list[Any] = [*worker.workers, *worker.consumers.values()]
     for thread in threads:
@@ -46,12 +44,12 @@ def exit_process(worker: dramatiq.Worker) -> None:
 
 
 def stop_process() -> None:
-    """Stop this process of Dramatiq's command in order: its actors that run may end."""
+    """Stop this process of Dramatiq's command gracefully: actors that run may end."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_dramatiq_command() -> bool:
-    """Whether this process belongs to the `dramatiq` command, which stops in order at a SIGTERM."""
+    """Return whether this process belongs to the `dramatiq` command, which stops gracefully at a SIGTERM."""
     return getattr(signal.getsignal(signal.SIGTERM), "__module__", None) == "dramatiq.cli"
 
 

@@ -1,7 +1,7 @@
-"""The row of a worker process in `workers`, and one thread that asks the database what there is to do.
+"""The row of a worker process in `workers`, and one thread that polls the database for work.
 
-A process that holds a message, or has just had work, looks twice a second. Idle workers take turns, so that together
-they look four times a second, however many they are.
+A process that holds a message, or has just had work, polls twice a second. Idle workers take turns: all together they
+poll about four times a second.
 """
 
 import logging
@@ -30,9 +30,10 @@ log = logging.getLogger("callboard.worker")
 
 #: Seconds between two heartbeats.
 BEAT_SECONDS = 2.0
-#: Seconds between two looks of a process that is not idle.
+#: Seconds between two polls of a process that is not idle.
 LOOK_SECONDS = 0.5
-#: Seconds between two looks of an idle worker that is the only one; several look every `SHARED_LOOK_SECONDS` together.
+#: Seconds between two polls of an idle worker that is the only one; several workers poll every `SHARED_LOOK_SECONDS`
+#: together.
 ALONE_LOOK_SECONDS = 0.2
 #: Seconds without any work after which a process is idle.
 IDLE_SECONDS = 2.0
@@ -44,15 +45,15 @@ class OtherBroker(RuntimeError):
 
 @dataclass(slots=True)
 class Heartbeat:
-    """The heartbeat of this process; of one that is no worker only the looks.
+    """The heartbeat of this process; a process that is no worker only polls.
 
-    `held` gives the (job, item) of every message that the process has prefetched or runs; `apply_controls` takes the
-    controls of jobs; `trouble` tells why the process is cut off from its broker, or None; `make_stages` makes the
-    stages that are due; `rescue` requeues what died on this host. `mean_seconds` gives the mean durations of actors
-    that are new since the last call. `work_done` gives what changes with each piece of work, and `holds_messages`
-    whether there is a message here. `begin` begins what there is to do: None, when the database does not answer.
-    `outdated` is called with the reason once a migration was applied that breaks this code. Such a worker beats no
-    more, so its items run elsewhere.
+    `held` returns the (job, item) of every message that the process has prefetched or runs. `apply_controls` takes the
+    control states of jobs. `trouble` returns why the process is cut off from its broker, or None. `make_stages` makes
+    the stages that are due. `rescue` requeues the items of dead processes of this host. `mean_seconds` returns the mean
+    durations of actors that are new since the last call. `work_done` returns a value that changes with each piece of
+    work; `holds_messages` returns whether the process holds a message. `begin` wakes the parts that have work; its
+    argument is None when the database does not answer. `outdated` is called with the reason when an applied migration
+    breaks this code. Such a worker sends no more heartbeats, so its items run elsewhere.
     """
 
     process: Process
@@ -71,15 +72,15 @@ class Heartbeat:
     _done: object = None
     _worked: float = 0.0
     _waking: threading.Lock = field(default_factory=threading.Lock)
-    _declared: dict[str, tuple[str, Signature | None]] = field(default_factory=dict)  # actors that are not recorded yet
-    _info: WorkerInfo | None = None  # what the process registered with; None: it is no worker
+    _declared: dict[str, tuple[str, Signature | None]] = field(default_factory=dict)  # actors that are not yet recorded
+    _info: WorkerInfo | None = None  # the values that the process registered; None: it is no worker
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
-        self._periodic = Periodic("heartbeat", min(LOOK_SECONDS, BEAT_SECONDS / 2), self._step, self._away)
+        self._periodic = Periodic("heartbeat", min(LOOK_SECONDS, BEAT_SECONDS / 2), self._step, self._on_outage)
 
     def start(self) -> None:
-        """Look, and beat if the process is a worker, from now on."""
+        """Start to poll; a worker also starts to send heartbeats."""
         self._worked = time.monotonic()
         self._periodic.start()
 
@@ -87,8 +88,8 @@ class Heartbeat:
         self, actors: dict[str, str], signatures: dict[str, Signature], broker: str | None,
         is_same: Callable[[str], bool],
     ) -> None:  # fmt: skip
-        """Register the process as a worker with these actors ({name: queue}). `broker` names the broker, None where it
-        isn't known; `is_same` tells whether it has another name, too.
+        """Register the process as a worker with these actors ({name: queue}). `broker` names the broker (None: not
+        known). `is_same` returns whether a name is another name of this broker.
 
         Raises OtherBroker, psycopg.Error and PoolTimeout.
         """
@@ -113,17 +114,17 @@ class Heartbeat:
         self._beaten = time.monotonic()
 
     def _register_again(self, conn: Conn, info: WorkerInfo) -> None:
-        """Register under a new id: the database was restored from a backup, or made anew. Unregistered, the process
-        would go on, but nobody would see it, rescue its items, or know what it holds.
+        """Register under a new id, because the database was restored from a backup, or created again. Without it, the
+        process would go on, but no other process would see it, rescue its items, or know what it holds.
         """
         self.process.worker = workers.register_worker(conn, info)
         self.process.runs.rename(workers.schema_id(conn), self.process.worker)
-        self._looked = -timings.CONTROLS_SECONDS  # it reads the controls of all jobs
-        why = "the database did not know this process any more, as after a restore from a backup; it is worker %d now"
+        self._looked = -timings.CONTROLS_SECONDS  # the next poll reads the controls of all jobs
+        why = "the database has no row of this process, as after a restore from a backup; it is worker %d now"
         log.warning(why, self.process.worker)
 
     def add_actor(self, name: str, queue: str, signature: Signature | None) -> None:
-        """Record in the next moment that the worker has one more actor."""
+        """Record at once, in the heartbeat's thread, that the worker has one more actor."""
         self._declared[name] = queue, signature
         self._periodic.wake()
 
@@ -134,26 +135,26 @@ class Heartbeat:
         try:
             workers.add_actors(conn, self.process.worker, actors, signatures)
         except LockNotAvailable:
-            log.debug("new actors are recorded at a later look, since another transaction has locked what is known")
+            log.debug("new actors are recorded by a later poll: another transaction has locked their rows")
             return
         if self._info is not None:
             self._info.actors.update(actors)
             self._info.signatures.update(signatures)
         for name, announced in declared.items():
-            if self._declared[name] is announced:  # it was not declared anew meanwhile
+            if self._declared[name] is announced:  # it was not declared again meanwhile
                 del self._declared[name]
 
     def stop(self, timeout: float) -> None:
-        """Look no more, and record that the worker stopped; wait at most `timeout` seconds for the database."""
+        """Stop polling, and record that the worker stopped; wait at most `timeout` seconds for the database."""
         self._periodic.stop(timeout / 2)
         if not self.process.worker:
             return
         try:
-            self.process.write(self._say_goodbye, timeout=max(timeout / 2, 0.1))
+            self.process.write(self._record_stop, timeout=max(timeout / 2, 0.1))
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("this worker's end could not be recorded: %s", str(error).strip())
 
-    def _say_goodbye(self, conn: Conn) -> None:
+    def _record_stop(self, conn: Conn) -> None:
         self._report_means(conn)
         workers.stop_worker(conn, self.process.worker)
 
@@ -162,8 +163,8 @@ class Heartbeat:
             workers.report_means(conn, means)
 
     def wake(self) -> None:
-        """Be idle no more: a message has come. First read the controls of jobs, which an idle process does not read all
-        the time: the message must not begin if its job was paused or stopped meanwhile.
+        """End the idle state, because a message has arrived. First read the controls of jobs, which an idle process
+        reads less often: the message must not begin if its job was paused or stopped meanwhile.
         """
         with self._waking:
             if not self.process.idle:
@@ -172,7 +173,7 @@ class Heartbeat:
                 with self.process.pool.connection(CONNECTION_SECONDS) as conn:
                     self._read_controls(conn)
             except (psycopg.Error, PoolTimeout):
-                log.debug("a message begins without news of its job", exc_info=True)
+                log.debug("a message begins although the control state of its job can't be read", exc_info=True)
             self.process.idle = False
         self._periodic.wake()
 
@@ -206,13 +207,13 @@ class Heartbeat:
         if done != self._done or self.holds_messages() or due.stages or due.publish_in is not None:
             self._done, self._worked = done, now
         self.process.idle = now - self._worked >= IDLE_SECONDS
-        if self.process.idle and self.work_done() != done:  # a message that came just now did not see it
+        if self.process.idle and self.work_done() != done:  # a message arrived meanwhile: it saw that `idle` was False
             self.process.idle = False
 
-    def _away(self, error: BaseException) -> None:
+    def _on_outage(self, error: BaseException) -> None:
         log.debug("the database does not answer; trying again", exc_info=error)
         self.begin(None)
-        if isinstance(error, MISFIT):  # what this code asks for may be gone
+        if isinstance(error, MISFIT):  # a table or column that this code uses may be dropped
             with suppress(psycopg.Error, PoolTimeout), self.process.pool.connection(CONNECTION_SECONDS) as conn:
                 self._end_outdated(conn)
 
@@ -232,7 +233,7 @@ class Heartbeat:
 
 
 def _turn(due: DueWork) -> float:
-    """Seconds until it is this process's turn to look: the turns of idle workers are evenly spread."""
+    """Return the seconds until it is this process's turn to poll: the turns of idle workers are evenly spread."""
     each = timings.SHARED_LOOK_SECONDS if due.live > 1 else ALONE_LOOK_SECONDS
     period = min(max(due.live, 1) * each, 1.5 * BEAT_SECONDS)
     pause = (due.rank * each - due.clock) % period

@@ -1,4 +1,4 @@
-"""Outages: log an outage once every few seconds instead of once a failure."""
+"""Logs an outage once every few seconds instead of once per failure."""
 
 import logging
 import threading
@@ -10,7 +10,8 @@ LOG_EVERY_SECONDS = 5.0
 
 
 class OutageLog:
-    """Logs an outage as a warning, at most every few seconds: call it with each error, and `over` after a success.
+    """Logs an outage as a warning, at most every `LOG_EVERY_SECONDS`: call it with each error, and `over` after a
+    success.
 
     `text` has one ``%s`` for the error; `end_text`, if any, one ``%.1f`` for the seconds that the outage lasted, after
     the arguments of `over`. Safe to use from any thread.
@@ -26,7 +27,7 @@ class OutageLog:
         self._logged = False
 
     def __call__(self, error: BaseException) -> None:
-        """Log the error, unless one was logged a moment ago."""
+        """Log the error, unless one was logged less than `LOG_EVERY_SECONDS` ago."""
         if self.due():
             self._log.warning(self._text, reason(error))
 
@@ -52,13 +53,14 @@ class OutageLog:
             self._log.warning(self._end_text, *args, time.monotonic() - since)
 
 
-#: No messages come from RabbitMQ; Dramatiq's consumers log why.
+#: RabbitMQ delivers no messages; Dramatiq's consumers log why.
 disconnected = OutageLog(logging.getLogger("callboard.rabbitmq"), "%s", "messages come from %s again, after %.1f s")
 
 
 class ThrottleFilter(logging.Filter):
-    """Throttles what Dramatiq's consumers log about a lost connection, all of them together, and drops what they log
-    about a message whose actor is missing: that it becomes a dead letter, which most such messages do not.
+    """Throttles the log lines of Dramatiq's consumers about a lost connection, for all consumers together. Drops their
+    lines about a message whose actor is missing: these say that it becomes a dead letter, which most such messages do
+    not.
     """
 
     def __init__(self, outage: OutageLog) -> None:
@@ -81,6 +83,6 @@ def reason(error: BaseException) -> str:
 
 
 def _inner(error: BaseException) -> BaseException | None:
-    """The error inside `error`; of several, as pika keeps them, the last."""
+    """Return the error inside `error`, or None; the last one if there are several, as in pika's errors."""
     causes: Any = getattr(error, "exceptions", None) or error.args or (getattr(error, "exception", None),)
     return causes[-1] if isinstance(causes[-1], BaseException) else None

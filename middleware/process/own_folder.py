@@ -1,4 +1,4 @@
-"""Folders of this user among the temporary files of the host."""
+"""Folders of this user in the host's folder for temporary files."""
 
 import os
 import stat
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def own_folder(name: str) -> Path:
-    """Return the folder ``callboard-<name>-<user>`` among the temporary files; make it if it is not there.
+    """Return the folder ``callboard-<name>-<user>`` among the temporary files; create it if it does not exist.
 
-    Anybody may have made one of this name before, with links in it to files that would be written to: raises
-    PermissionError. Raises OSError if there is no place for it.
+    Raises PermissionError if another user created it: links in it could redirect writes to other files. Raises OSError
+    if it can't be created.
     """
     folder = Path(tempfile.gettempdir()) / f"callboard-{name}-{os.getuid()}"
     with suppress(FileExistsError):

@@ -10,7 +10,7 @@ from psycopg_pool import PoolTimeout
 
 #: The longest pause, in seconds, after a step that failed.
 RETRY_SECONDS = 2.0
-#: The seconds of a step that runs when woken.
+#: The `seconds` of a step that usually runs because `wake` is called.
 UNASKED_SECONDS = 60.0
 
 
@@ -18,9 +18,9 @@ UNASKED_SECONDS = 60.0
 class Periodic:
     """Runs `step` in a daemon thread every `seconds`, and when `wake` is called.
 
-    A step returns the seconds until its next run, or None for `seconds`. An error does not end the thread: it is
-    logged to the logger ``callboard.<name>``, unless it is the database's and `log_outage` takes it, and the step runs
-    again after `seconds`, or 2 s if that is less.
+    A step returns the seconds until its next run, or None for `seconds`. An error does not end the thread: the step
+    runs again after `seconds`, or 2 s if that is less. The error is logged to the logger ``callboard.<name>``; an error
+    of the database goes to `log_outage` instead, if that is given.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Periodic:
                 self._thread.start()
 
     def wake(self) -> None:
-        """Run the step now, or once more after a run that is under way, if the thread was started."""
+        """Run the step at once, or once more after the current run. Does nothing before `start`."""
         self._wake.set()
 
     def stop(self, timeout: float) -> None:
-        """Run no further step; wait at most `timeout` seconds for one that is under way."""
+        """End the thread; wait at most `timeout` seconds for the current run of the step."""
         with self._lock:
             self.stopping = True
         self._wake.set()
@@ -71,7 +71,7 @@ class Periodic:
                 log.debug("the database does not answer; trying again", exc_info=True)
             else:
                 self.log_outage(error)
-        except BaseException:  # an encoder of the app's may raise anything, and without this thread nothing is done
+        except BaseException:  # an app's encoder may raise anything, and this thread must go on
             log.exception("unexpected error; trying again")
         else:
             return self.seconds if pause is None else pause

@@ -1,4 +1,4 @@
-"""One process, as all of its parts see it: its database connections, its id as a worker, and whether it stops."""
+"""The state that all parts of one process share: its database connections, its worker id, and whether it stops."""
 
 import logging
 import threading
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 #: The most connections that a process opens: for the two journals, the heartbeat or sweep, the publisher, and a claim.
 CONNECTIONS = 5
-#: Seconds that a stopping process waits for what is still to be written, all of its parts together.
+#: Seconds that a stopping process waits for its last writes, all of its parts together.
 STOP_SECONDS = 8.0
-#: Seconds that one try of `retry_write` waits for a connection.
+#: Seconds for which one try of `retry_write` waits for a connection.
 CONNECTION_SECONDS = 2.0
 #: Seconds between two tries while the database does not answer.
 RETRY_SECONDS = 0.5
@@ -36,9 +36,10 @@ class Process:
     """The state that the parts of one process share. Any thread may use it.
 
     `worker` is the process's id in `workers` and `threads` the number of its worker threads; both are 0 in a process
-    that is no worker. `remote`: other processes consume the broker too. `connections`: that it opens at most.
-    `idle`: there was nothing to do for some seconds, and the heartbeat tells when there is; see `Heartbeat`.
-    `runs`: what it runs, for those who find it dead. `url`: of its database.
+    that is no worker. `remote`: other processes consume from the broker too. `connections`: the most connections that
+    it opens. `idle`: it had no work for some seconds, and only the heartbeat polls for work; see `Heartbeat`. `runs`:
+    the file of its running attempts, from which other processes requeue them if this process is killed. `url`: the
+    address of its database.
     """
 
     def __init__(self, url: str, *, remote: bool = True, connections: int = CONNECTIONS) -> None:
@@ -64,7 +65,7 @@ class Process:
 
     @property
     def publishes(self) -> bool:
-        """Whether this process can publish: on a broker within the process only when it also consumes it."""
+        """Whether this process can publish. On an in-process broker it can only if it is the worker, too."""
         return self._remote or self.worker != 0
 
     def write(self, statement: Callable[[Conn], T], timeout: float | None = None) -> T:
@@ -96,7 +97,9 @@ class Process:
                 time.sleep(RETRY_SECONDS)
 
     def time_left(self) -> float:
-        """Return the seconds that a stopping process may still wait; they run from the first call on."""
+        """Return the seconds that a stopping process may still wait. They count down from the first call after
+        `stopping` is set.
+        """
         if not self.stopping:
             return STOP_SECONDS
         with self._lock:
@@ -105,7 +108,7 @@ class Process:
             return max(self._stop_by - time.monotonic(), 0.0)
 
     def close(self) -> None:
-        """Close the connections, waiting at most five seconds for those in use, and the file of what it runs."""
+        """Close the connections, and delete the file of running attempts. Waits at most 5 s for connections in use."""
         self.runs.close()
         if self._pool is not None:
             self._pool.close(min(self.time_left() + 1.0, 5.0))

@@ -1,5 +1,5 @@
-"""What a worker process runs, in a file of its host, which outlives the process: most attempts end before they have a
-row in `running`, so the database does not know in which of them a process was killed.
+"""The attempts that a worker process is running, in a file that outlives the process. Most attempts end before they
+have a row in `running`, so the database does not know which attempts a killed process was running.
 """
 
 import fcntl
@@ -19,21 +19,21 @@ from callboard.sql.rows import Running
 
 log = logging.getLogger("callboard.worker")
 
-#: One attempt: its item, its number, when it began (monotonic, which all processes of a host share), its job. The job
-#: comes last, since it tells that the rest is written; 0: there is none.
+#: One attempt: its item, its number, when it began (monotonic time, which all processes of a host share), its job. The
+#: job is written last: if it is not 0, the other fields are complete. 0: the place is free.
 RUN = Struct("<iidq")
 JOB = Struct("<q")
-#: The most attempts that a file holds; a batch may have a thousand in a thread.
+#: The most attempts in a file; one thread that runs a batch may have a thousand.
 RUNS = 5_000
 #: Seconds after which a file that was put off is read again.
 LATER_SECONDS = 30.0
-#: Days after which the file of a dead process is deleted, if no worker of its database has come to this host since.
+#: Days after which the file of a dead process is deleted, if no worker of its database has run on this host since.
 KEPT_DAYS = 7
 
 
 @dataclass(frozen=True, slots=True)
 class DeadProcess:
-    """A worker process of this host that ended without a word, and what it was running."""
+    """A worker process of this host that died without closing its file, and the attempts that it was running."""
 
     path: Path
     worker: int
@@ -42,38 +42,38 @@ class DeadProcess:
 
 
 class RunFile:
-    """The file of this process. Until `open`, and after `close`, it keeps nothing. Any thread may use it."""
+    """The file of this process's running attempts; nothing is recorded before `open` or after `close`. Thread-safe."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._file: BinaryIO | None = None  # open, or the lock would end
+        self._file: BinaryIO | None = None  # stays open: to close it would release the lock
         self._map: mmap | None = None
         self._free: list[int] = []
         self._fresh = iter(range(RUNS))
-        self._later: dict[str, float] = {}  # the names of files, and when they are read again (monotonic)
+        self._later: dict[str, float] = {}  # by file name: when the file is read again (monotonic)
 
     def open(self, schema: str, worker: int) -> None:
-        """Keep from now on what this process runs, as a worker on the database whose schema has that id.
+        """Record the running attempts of this process from now on. `schema` is the id of the database's schema.
 
-        Without a place for the file this logs why, and keeps nothing.
+        If the file can't be created, this logs why, and nothing is recorded.
         """
         name = _name(schema, worker)
         try:
             _delete_old(own_folder("runs"))
             try:
                 self._create(own_folder("runs"), name)
-            except FileNotFoundError:  # the last process that had a file in the folder has just deleted it
+            except FileNotFoundError:  # another process has just deleted the folder with its last file
                 self._create(own_folder("runs"), name)
         except OSError as error:
-            log.warning("if this worker is killed, attempts that have just begun leave no trace: %s", error)
+            log.warning("if this worker is killed, its newest attempts are not recorded as crashes: %s", error)
 
     def _create(self, folder: Path, name: str) -> None:
         new = folder / f"new.{name}"
         try:
-            new.write_bytes(bytes(RUNS * RUN.size))  # a hole in it would kill the process when the disk is full
+            new.write_bytes(bytes(RUNS * RUN.size))  # no sparse file: a write to a hole of a full disk is a SIGBUS
             file = new.open("r+b", buffering=0)
-            # Not `flock`, which a child process would hold on to, and which ends after the connections have ended:
-            # RabbitMQ must not deliver a message again while its process seems to live.
+            # Not `flock`: a child process would keep the lock, and the lock would end after the connections are closed.
+            # RabbitMQ must not redeliver a message while its process still seems to be alive.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._map = mmap(file.fileno(), 0)
             self._file = file
@@ -84,15 +84,15 @@ class RunFile:
             raise
 
     def rename(self, schema: str, worker: int) -> None:
-        """Let the process be another worker: that with this id, on the database whose schema has that id."""
+        """Rename the file after the process has registered again, as `worker` in the schema with the id `schema`."""
         if self._path is not None:
             new = self._path.with_name(_name(schema, worker))
             _own.add(new.name)
-            with suppress(FileNotFoundError):  # who cleans temporary files may have deleted it
+            with suppress(FileNotFoundError):  # a cleaner of temporary files may have deleted it
                 self._path = self._path.rename(new)
 
     def begin(self, job: int, item: int, attempt: int) -> int | None:
-        """Note that an attempt begins; return the place for `end`, None if it is not kept."""
+        """Record that an attempt begins; return its place, for `end`, or None if the file is closed or full."""
         if (kept := self._map) is None:
             return None
         try:
@@ -104,20 +104,20 @@ class RunFile:
         return place
 
     def end(self, place: int | None) -> None:
-        """Note that an attempt ended."""
+        """Record that an attempt ended; `place` is the result of `begin`."""
         if place is not None and (kept := self._map) is not None:
             JOB.pack_into(kept, (place + 1) * RUN.size - JOB.size, 0)
             self._free.append(place)
 
     def dead(self) -> Iterator[DeadProcess]:
-        """Yield the processes of this host that were workers on the same database, and ended without a word. Each comes
-        again until its file is deleted, or put off.
+        """Yield the dead processes of this host that were workers on the same database. Each call yields them again
+        until their files are deleted; those that are put off are left out for `LATER_SECONDS`.
         """
         if self._path is None:
             return
         folder, schema = self._path.parent, self._path.name.partition(".")[0]
         others = list[str]()
-        with suppress(OSError), os.scandir(folder) as entries:  # who cleans temporary files may have deleted it
+        with suppress(OSError), os.scandir(folder) as entries:  # a cleaner of temporary files may have deleted it
             others = [entry.name for entry in entries if entry.name.startswith(f"{schema}.") and entry.name not in _own]
         for name in others:
             if self._later.get(name, 0.0) > time.monotonic():
@@ -127,11 +127,11 @@ class RunFile:
                 yield DeadProcess(folder / name, worker, pid, _running(content))
 
     def put_off(self, dead: DeadProcess) -> None:
-        """Let a process come again in a while: what it ran has not ended elsewhere."""
+        """Leave a process out of `dead` for `LATER_SECONDS`: its items have not ended elsewhere yet."""
         self._later[dead.path.name] = time.monotonic() + LATER_SECONDS
 
     def close(self) -> None:
-        """Delete the file, and the folder with the last one: the process ends in order."""
+        """Delete the file, and the folder if it is empty: the process exits normally."""
         self._map = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
@@ -143,7 +143,7 @@ class RunFile:
             self._file = None
 
 
-#: The names of the files of this process. To open and close one of them would end its lock.
+#: The names of the files of this process. To open and close such a file would release its lock.
 _own: set[str] = set()
 os.register_at_fork(after_in_child=_own.clear)
 
@@ -155,19 +155,19 @@ def _name(schema: str, worker: int) -> str:
 
 
 def _content(path: Path, pid: int, started: int) -> bytes | None:
-    """Return what the file of a process holds, None if that lives, or if the file can't be read, as when another
-    process deletes it.
+    """Return the content of a dead process's file. None if the process is alive, or the file can't be read, as when
+    another process deletes it.
     """
     with suppress(OSError), path.open("rb") as file:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it has the lock while it lives
-        # Code in that process which reads all temporary files has ended its lock, too.
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a live process has the lock
+        # A live process may have lost its lock: code in it that reads and closes the file releases it.
         if not started or _started(pid) != started:  # 0: a system without /proc
             return file.read()
     return None
 
 
 def _started(pid: int) -> int:
-    """Return when a process started, in ticks since the host did; 0 if it has ended, or is ending. Source: proc(5)."""
+    """Return when a process started, in clock ticks since boot; 0 if it has ended, or is exiting. See proc(5)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -176,7 +176,7 @@ def _started(pid: int) -> int:
     return 0 if state in "ZX" or flags & PF_EXITING else started
 
 
-#: The flag of a process that is ending, which closes its files before it is gone.
+#: The flag of a process that is exiting: it closes its files before it disappears.
 PF_EXITING = 4
 
 

@@ -1,4 +1,4 @@
-"""A thread for work that may block, so that the thread which asks for it does not wait."""
+"""A thread for work that may block, so that the calling thread does not wait."""
 
 import logging
 import threading
@@ -7,12 +7,12 @@ from queue import Empty, SimpleQueue
 
 log = logging.getLogger("callboard.tracking")
 
-#: Seconds without work after which the thread ends: nobody tells when a consumer or a broker asks for no more.
+#: Seconds without work after which the thread ends: consumers and brokers do not report that they need it no more.
 IDLE_SECONDS = 10.0
 
 
 class SideThread:
-    """Runs pieces of work in order, in one daemon thread ``callboard-<name>`` that is there while it is needed."""
+    """Runs functions in order, in one daemon thread ``callboard-<name>``, which exists only while it has work."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -21,10 +21,10 @@ class SideThread:
         self._thread: threading.Thread | None = None
 
     def run(self, work: Callable[[], None]) -> None:
-        """Queue a piece of work, from any thread; an error of it is logged, and its message stays unacknowledged."""
+        """Queue a function, from any thread. An error of it is logged, and its message stays unacknowledged."""
         self._queue.put(work)
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
+            if self._thread is None or not self._thread.is_alive():  # not started, or not copied by a fork
                 self._thread = threading.Thread(target=self._run, name=f"callboard-{self._name}", daemon=True)
                 self._thread.start()
 
@@ -34,11 +34,11 @@ class SideThread:
                 work = self._queue.get(timeout=IDLE_SECONDS)
             except Empty:
                 with self._lock:
-                    if self._queue.empty():  # else `run` counts on this thread
+                    if self._queue.empty():  # otherwise `run` relies on this thread
                         self._thread = None
                         return
                 continue
             try:
                 work()
-            except BaseException:  # an encoder of the app's may raise anything
+            except BaseException:  # an app's encoder may raise anything
                 log.exception("a message can't be acknowledged; it is delivered again when this worker ends")

@@ -159,7 +159,7 @@ def test_on_a_full_disk_nothing_is_kept(
     monkeypatch.setattr(Path, "write_bytes", write_some)
     runs = RunFile()
     runs.open(SCHEMA, 1)
-    assert "leave no trace: [Errno 28] No space left on device" in caplog.text
+    assert "are not recorded as crashes: [Errno 28] No space left on device" in caplog.text
     assert runs.begin(1, 1, 1) is None
     assert list(folder.iterdir()) == []
 
@@ -214,6 +214,6 @@ def test_without_a_folder_of_its_own_nothing_is_kept(
     runs = RunFile()
     with caplog.at_level(logging.WARNING, "callboard.worker"):
         runs.open(SCHEMA, 1)
-    assert f"leave no trace: {folder} is not a folder of this user" in caplog.text
+    assert f"are not recorded as crashes: {folder} is not a folder of this user" in caplog.text
     assert runs.begin(1, 1, 1) is None
     assert list(runs.dead()) == []
