@@ -15,13 +15,13 @@ from callboard.middleware.message.attempt import Attempt, current_attempt
 
 
 def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[..., Any]:
-    """Declare that an actor takes a list of items, as for a remote API that takes batches: put it below
+    """Declare that an actor takes a list of items, for example to call a remote API with batches. Put it below
     ``@dramatiq.actor``, and submit with `chunk`.
 
-    The list has each item as it was submitted; an item that is tried again, or was sent singly, comes as a list of one.
-    The function returns None, or a list with each item's result or exception: a `Skip` skips that item, any other
-    exception fails it, with the actor's retries. An exception that it raises holds for all items. What it sends goes
-    out if one of its items succeeds or is skipped. Raises TypeError for an async function.
+    The list has each item as it was submitted; an item that is retried, or was sent singly, comes in a list of one. The
+    function returns None, or a list with each item's result or exception: a `Skip` skips that item, any other exception
+    fails it, and the actor's retries apply. An exception that the function raises is the outcome of all items. Its
+    sends are published if one of its items succeeds or is skipped. Raises TypeError for an async function.
     """
     if not callable(function):
         raise TypeError(f"batch takes a function, not {function!r:.100}: put it below @dramatiq.actor")
@@ -38,7 +38,7 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
             try:
                 outcomes = _outcomes(function(items), len(items))
                 if lead is not None and lead.batch is not None:
-                    _hand_on(lead, lead.batch, outcomes)
+                    _pass_sends(lead, lead.batch, outcomes)
             except BaseException as error:
                 _end(mates, [error] * len(mates))
                 raise
@@ -59,18 +59,18 @@ def takes_batches(actor: dramatiq.Actor[..., Any] | None) -> bool:
 
 @contextmanager
 def _together(lead: Attempt | None) -> Iterator[list[MessageProxy]]:
-    """Begin the messages of the lead's batch; yield those that may run. The lead is the current attempt then."""
+    """Begin the messages of the lead's batch; yield those that may run. In the block, the lead is current."""
     if lead is None:
         yield []
         return
     begun: list[MessageProxy] = []
-    refused: list[tuple[MessageProxy, Exception | None]] = []  # and the error of the middleware that refused it
+    refused: list[tuple[MessageProxy, Exception | None]] = []  # each with the error of the middleware that refused it
     try:
         _begin(lead.deliveries[0].mates, begun, refused)
         current_attempt.set(lead)
         yield begun
     finally:
-        # Not before: Dramatiq takes the time limit off a thread with the first message that ends there.
+        # Only here, after the call: Dramatiq removes the time limit of a thread when the first message ends in it.
         _end([mate for mate, _ in refused], [error for _, error in refused])
         current_attempt.set(lead)
 
@@ -78,8 +78,8 @@ def _together(lead: Attempt | None) -> Iterator[list[MessageProxy]]:
 def _begin(
     mates: list[MessageProxy], begun: list[MessageProxy], refused: list[tuple[MessageProxy, Exception | None]]
 ) -> None:
-    """Begin messages as Dramatiq's worker does, and take them off `mates`. Those that are left when the time limit
-    strikes are begun after the lead.
+    """Begin messages as Dramatiq's worker does, and remove them from `mates`. If the time limit interrupts this, the
+    messages that are left begin after the lead ends.
     """
     while mates:
         mate = mates[0]
@@ -101,7 +101,7 @@ def _begin(
 
 
 def _end(mates: Iterable[MessageProxy], outcomes: Iterable[Any]) -> None:
-    """End messages as Dramatiq's worker does. An interrupt that strikes here does not change what happened."""
+    """End messages as Dramatiq's worker does. An interrupt here does not change the outcomes."""
     for mate, outcome in zip(mates, outcomes, strict=True):
         current_attempt.set(mate.delivery.attempt)
         with suppress(Interrupt):
@@ -144,18 +144,19 @@ def _outcomes(returned: Sequence[Any] | None, count: int) -> list[Any]:
 
 
 def _raised(kind: type[BaseException]) -> BaseException:
-    """Return what `raise` makes of the class of an exception."""
+    """Return an instance of an exception's class, as `raise` makes it."""
     try:
         return kind()
-    except Exception as error:  # noqa: BLE001 — one that needs arguments
+    except Exception as error:  # noqa: BLE001 — the class may need arguments
         return error
 
 
-def _hand_on(lead: Attempt, batch: Sequence[Attempt], outcomes: Sequence[Any]) -> None:
-    """Give what the function has sent, which the lead keeps, to an item that ends well, if there is one.
+def _pass_sends(lead: Attempt, batch: Sequence[Attempt], outcomes: Sequence[Any]) -> None:
+    """Move the messages that the function sent, which the lead keeps, to an item that succeeds or is skipped, if there
+    is one.
 
-    Else it would be dropped with a lead that fails, and the others, which succeed, would never send it again. A
-    statement that an item saves may fail, so rather to an item that saves none.
+    Otherwise they would be dropped with a lead that fails, and the items that succeed would never send them again. An
+    item without statements to save is preferred, because such a statement may fail the item.
     """
     well = [one for one, outcome in zip(batch, outcomes, strict=True) if _ends_well(outcome)]
     keeper = min(well, key=lambda one: one.saves is not None, default=lead)
@@ -171,7 +172,7 @@ def _ends_well(outcome: Any) -> bool:
 
 
 def _item(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """An item as it was submitted: an object, a list of arguments, or the one argument."""
+    """Return an item as it was submitted: an object, a list of arguments, or a single argument."""
     if kwargs and not args:
         return kwargs
     return args[0] if len(args) == 1 and not kwargs else list(args)

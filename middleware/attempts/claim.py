@@ -1,4 +1,4 @@
-"""Claims the item of a message that may be a second copy, before it runs; or lets it wait for another worker."""
+"""Claims the item of a message that may be a duplicate, before it runs; postpones an item whose actor is missing."""
 
 import logging
 
@@ -16,21 +16,21 @@ log = logging.getLogger("callboard.tracking")
 
 
 class AlreadyFailed(RuntimeError):
-    """The item failed for good with the attempt that the message carries: the message belongs to the dead letters."""
+    """The attempt that the message carries has failed the item for good: the message belongs to the dead letters."""
 
 
 class MovedBack(RuntimeError):
-    """The item failed for good, and somebody has moved its message from the dead letters back to the queue."""
+    """The item failed for good, and somebody moved its message from the dead letters back to the queue."""
 
 
 class ItemLocked(RuntimeError):
-    """Another transaction holds the item: no thread waits for its end."""
+    """Another transaction has locked the item. No thread waits for the lock."""
 
 
 def claim(conn: Conn, attempt: Attempt, worker: int, *, alone: bool = False) -> Claim | None:
-    """Claim an attempt's item for `worker`, which must not run it yet; return None when the attempt must not run: the
-    item is final, has a newer attempt, or another worker holds it. An item that is to run alone is claimed only if it
-    does (`alone`): see `Claim.isolate`. Raises ItemLocked, AlreadyFailed, MovedBack, psycopg.Error.
+    """Claim an attempt's item for `worker`, before it runs. Returns None when the attempt must not run: the item is
+    final, has a newer attempt, or another worker holds it. An item that must run alone is claimed only with `alone`:
+    see `Claim.isolate`. Raises ItemLocked, AlreadyFailed, MovedBack, psycopg.Error.
     """
     try:
         found = claims.claim_item(conn, *attempt.key, attempt.number, worker, alone=alone)
@@ -41,10 +41,10 @@ def claim(conn: Conn, attempt: Attempt, worker: int, *, alone: bool = False) -> 
         log.warning("a message carries item %d/%d, which the database doesn't have; it is dropped", *attempt.key)
         if was_dead:
             raise AlreadyFailed
-    elif found.taken or found.isolate or found.holder == worker:  # an earlier claim of it, whose answer was lost
+    elif found.taken or found.isolate or found.holder == worker:  # the answer to an earlier claim was lost
         return found
     elif found.holder is not None and not found.holder_alive:
-        rescue(conn, found.holder)  # requeues this item too, so this message is not needed any more
+        rescue(conn, found.holder)  # requeues this item too, so this message is obsolete
     elif was_dead and found.state == "failed":
         raise MovedBack
     elif found.state == "failed" and found.attempt == attempt.number and found.crashes < timings.MAX_CRASHES:
@@ -55,7 +55,7 @@ def claim(conn: Conn, attempt: Attempt, worker: int, *, alone: bool = False) -> 
 
 
 def postpone(conn: Conn, stamp: Stamp, actor: str) -> bool:
-    """Let a message wait for a worker that has its actor; return False when its item is to fail. Raises ItemLocked,
+    """Postpone an item until a worker has its actor; return False when the item must fail. Raises ItemLocked,
     psycopg.Error.
     """
     try:

@@ -1,11 +1,11 @@
-"""How long each actor takes, by what this process ran: publishers choose by it how many items a message carries, and
-attempts that take far longer hang.
+"""The mean duration of each actor's attempts in this process. Publishers choose the size of chunks by it, and attempts
+that take far longer count as hanging.
 """
 
 from dataclasses import dataclass, field
 
-#: Attempts of an actor that must have ended before its mean is given. Where fewer are new, the mean before stands for
-#: the others.
+#: Attempts of an actor that must have ended before its mean is reported. If fewer ended since, the last mean fills the
+#: gap.
 MIN_ATTEMPTS = 20
 
 
@@ -13,11 +13,11 @@ MIN_ATTEMPTS = 20
 class Durations:
     """The mean seconds of an attempt, by actor. Calls must not overlap."""
 
-    _new: dict[str, list[float]] = field(default_factory=dict)  # since `take`: attempts, their seconds
+    _new: dict[str, list[float]] = field(default_factory=dict)  # since `take`: count of attempts, sum of seconds
     _mean: dict[str, float] = field(default_factory=dict)
 
     def add(self, actor: str, seconds: float) -> None:
-        """Count an attempt that ended."""
+        """Count an attempt that ended; `seconds`: its duration."""
         new = self._new.get(actor)
         if new is None:
             new = self._new[actor] = [0.0, 0.0]
@@ -25,16 +25,17 @@ class Durations:
         new[1] += seconds
 
     def typical(self, actor: str) -> float:
-        """Return the mean, also where few attempts have ended; 0 where none has."""
+        """Return the mean seconds, even of few attempts; 0 if none has ended."""
         if (mean := self._mean.get(actor)) is not None:
             return mean
         count, seconds = self._new.get(actor, (1, 0.0))
         return seconds / count
 
     def take(self) -> dict[str, float]:
-        """Return the means of the actors of which attempts ended since the last call, and enough are known.
+        """Return {actor: mean seconds} for actors with attempts that ended since the last call, and `MIN_ATTEMPTS` in
+        all.
 
-        The mean of an actor that turns slow or fast follows with its next `MIN_ATTEMPTS` attempts.
+        When an actor becomes slower or faster, its mean follows within `MIN_ATTEMPTS` attempts.
         """
         found: dict[str, float] = {}
         for actor, (count, seconds) in list(self._new.items()):

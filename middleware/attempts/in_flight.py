@@ -1,4 +1,4 @@
-"""The attempts of this process, from their message's arrival to the commit of their outcome."""
+"""The attempts of this process, from the arrival of their messages to the commit of their outcomes."""
 
 import logging
 import threading
@@ -33,14 +33,14 @@ from callboard.sql.writes import claims, jobs, lanes
 
 log = logging.getLogger("callboard.tracking")
 
-#: The most jobs whose tenant, key and metadata are kept: read once a job, when an actor asks.
+#: The most jobs whose tenant, key and metadata are cached; they are read once per job, when an actor asks for them.
 CACHED_JOBS = 1_000
 
 
 class InFlight:
-    """The attempts in flight, by item. Set the journals before the first attempt ends; `saving` is that of the items
-    that save something. `kept` is called when messages were given back to be published again, and `wake` by a message
-    that comes to an idle process: it reads what became of jobs meanwhile.
+    """The attempts in flight, by item. Set both journals before the first attempt ends; `saving` is the journal of
+    items that save statements. `kept` is called after messages were parked, to be published again. `wake` is called
+    when a message arrives in an idle process: it reads the control states of jobs.
     """
 
     journal: Journal
@@ -63,19 +63,19 @@ class InFlight:
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
         self._held_back: dict[int, tuple[JobControl, float]] = {}  # with the monotonic time of arrival
-        self.admitted = 0  # messages that threads took up; approximate
+        self.admitted = 0  # messages that threads began to admit; approximate
         self._admitting: dict[int, Delivery] = {}  # by thread
 
     # A message arrives -----------------------------------------------------------------------------------------------
 
     def admit(self, message: MessageProxy) -> Attempt | None:
-        """Return the attempt that a message carries, which begins now; None when it must not run.
+        """Begin the attempt that a message carries and return it; None when it must not run.
 
-        Waits for the database and for the item's turn, raises nothing. A message that must not run is to be
-        acknowledged, unless this made its delivery `deferred`; or rejected, if this made the message fail.
+        Waits for the database, and for items that run alone. Raises nothing. The caller acknowledges a message that
+        must not run, unless this made its delivery `deferred`; it rejects the message if this made it fail.
         """
         delivery: Delivery = message.delivery
-        self.admitted += 1  # before it asks: see Heartbeat
+        self.admitted += 1  # before `idle` is read: see Heartbeat._note_idle
         if self._process.idle:
             self._wake()
         if delivery.stale or not delivery.begin():
@@ -86,14 +86,15 @@ class InFlight:
         except Stopping:
             delivery.deferred = True  # never acknowledged, it is delivered again
         except AlreadyFailed:
-            # Its worker died before it could reject it. A copy of it that was never delivered before is acknowledged.
+            # The worker died before it rejected the message. A duplicate that was never delivered before is
+            # acknowledged.
             message.failed = delivery.came_before
         except DATA_ERRORS as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
         except BaseException:
-            # Dramatiq would log it and run the actor, untracked; or it would end the thread.
-            log.exception("a message can't be begun; it is delivered again when this worker has ended")
+            # Dramatiq would log the error and run the actor untracked, or the error would end the thread.
+            log.exception("a message can't begin; it is delivered again when this worker has ended")
             delivery.deferred = True
         finally:
             self._admitting.pop(threading.get_ident(), None)
@@ -109,7 +110,7 @@ class InFlight:
         if other is not None and self._join(other, attempt):
             return None
         if not delivery.was_dead and self._is_blocked(attempt):
-            return None  # whether it is moved back is asked first
+            return None  # a dead letter that was moved back skips this check
         suspect = suspect or stamp.suspect or other is not None or self._outdated(attempt)
         if suspect and self._joins_claim(attempt):
             return None
@@ -122,10 +123,10 @@ class InFlight:
         return None
 
     def postpone(self, message: MessageProxy, stamp: Stamp) -> bool:
-        """Let a message whose actor is missing wait for a worker that has it; return False when its item is to fail.
+        """Postpone a message whose actor is missing until a worker has the actor; return False when its item must fail.
 
-        If another transaction holds the item, the message is published again when that has ended: this defers its
-        delivery, for the messages of other jobs must not wait. Raises Stopping.
+        If another transaction has locked the item, the message is parked and its delivery deferred, so that messages of
+        other jobs do not wait. Raises Stopping.
         """
         try:
             return self._process.retry_write(lambda conn: postpone(conn, stamp, message.actor_name))
@@ -140,9 +141,9 @@ class InFlight:
         )  # fmt: skip
 
     def _adopt(self, message: MessageProxy, *, redelivered: bool) -> tuple[Stamp, bool]:
-        """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping.
+        """Record a message without a stamp; return its new stamp, and whether it was recorded before. Raises Stopping.
 
-        A message without an id that is no second delivery is another message, however equal to the first.
+        A message without an id that was not redelivered is a new message, even if an equal one was recorded.
         """
         item = foreign_item(message)
         out = self._process.retry(lambda: self._stored(item, redelivered=redelivered))
@@ -161,7 +162,7 @@ class InFlight:
                     raise Stopping from None
 
     def _is_blocked(self, attempt: Attempt) -> bool:
-        """Return whether its job has stopped, is paused or held back; park its message unless the job has stopped."""
+        """Return whether its job has stopped, is paused, or is held back. In the last two cases park its message."""
         control = self._blocking_control(attempt)
         if control is not None and not control.over:
             self._park(attempt, self._parking)
@@ -169,7 +170,7 @@ class InFlight:
 
     def _blocking_control(self, attempt: Attempt) -> JobControl | None:
         """Return the control state of a job that is over, paused, or held back in this attempt's lane, else None. A
-        message of a newer epoch than that was sent because the job goes on.
+        message with a newer epoch than the control state is not blocked: it was published after the job was resumed.
         """
         control = self._controls.get(attempt.job)
         if control is None or control.epoch < attempt.epoch or not (control.over or control.state == "paused"):
@@ -193,7 +194,7 @@ class InFlight:
         parking.park(attempt)
 
     def _join(self, running: Attempt, copy: Attempt) -> bool:
-        """Acknowledge a copy together with the attempt that runs; return False when another attempt runs, or none."""
+        """Acknowledge a duplicate with the running attempt; return False when another attempt runs, or none."""
         with self._lock:
             if running.number != copy.number or self._attempts.get(running.key) is not running:
                 return False
@@ -206,8 +207,8 @@ class InFlight:
             delivery.deferred = True
 
     def _begin(self, attempt: Attempt, *, suspect: bool) -> bool:
-        """Wait for the item's turn, claim the item if the message is suspect, and begin; return False when the attempt
-        must not run. Raises Stopping, AlreadyFailed, MovedBack, ItemLocked, DATA_ERRORS.
+        """Wait for items that run alone, claim the item if the message is suspect, and begin. Returns False when the
+        attempt must not run. Raises Stopping, AlreadyFailed, MovedBack, ItemLocked, DATA_ERRORS.
         """
         begun, control = False, None
         try:
@@ -232,14 +233,14 @@ class InFlight:
             self._park(attempt, self._parking)
         return begun
 
-    # Messages that may be a second copy ------------------------------------------------------------------------------
+    # Messages that may be duplicates ---------------------------------------------------------------------------------
 
     def _joins_claim(self, attempt: Attempt) -> bool:
-        """Return whether its item is in flight, or being claimed, for the same attempt: then this message is a copy.
+        """Return whether the same attempt is in flight, or being claimed: then this message is a duplicate.
 
-        The copy is acknowledged with the first message, whose connection may be gone by then: then only the copy is
-        left. The message of the next attempt is no copy: a worker that died before it acknowledged leaves both in the
-        queue, and the newer one must not be dropped.
+        The duplicate is acknowledged together with the first message. If the first one's connection is lost, the
+        duplicate remains. A message of the next attempt is no duplicate: after the death of a worker that had not
+        acknowledged, the queue has both messages, and the newer one must not be dropped.
         """
         with self._lock:
             first = self._attempts.get(attempt.key)
@@ -250,8 +251,9 @@ class InFlight:
             return first is not attempt
 
     def _may_begin(self, attempt: Attempt, *, suspect: bool) -> bool:
-        """Wait for the item's turn, then claim it; return whether it may begin. The claim comes last: if this process
-        dies, the crash counts for every claimed item. An item whose next crash would be its last runs alone.
+        """Wait for items that run alone, then claim the item; return whether it may begin. The claim comes last: if
+        this process dies, the crash counts for every claimed item. An item that would fail by its next crash runs
+        alone.
         """
         self._isolation.enter(attempt, lead=current_attempt.get())
         if self._is_stale(attempt):
@@ -266,14 +268,14 @@ class InFlight:
 
     def _claim(self, attempt: Attempt, *, alone: bool = False) -> Claim | None:
         def write(conn: Conn) -> Claim | None:
-            if attempt.deliveries[0].redelivered:  # by a process that died, perhaps
+            if attempt.deliveries[0].redelivered:  # perhaps because a process died
                 rescue_of_host(conn, self._process.runs)
             return claim(conn, attempt, self._process.worker, alone=alone)
 
         return self._process.retry_write(write)
 
     def _release_claim(self, attempt: Attempt) -> None:
-        """Give up a claim. One that another transaction has locked is left to `sweep.drop_unheld_running`."""
+        """Release a claim. If another transaction has locked it, `sweep.drop_unheld_running` releases it later."""
 
         def give_up(conn: Conn) -> None:
             with suppress(LockNotAvailable):
@@ -282,8 +284,10 @@ class InFlight:
         self._process.retry_write(give_up)
 
     def _is_stale(self, attempt: Attempt) -> bool:
-        """Return whether every connection that brought it is gone: RabbitMQ delivers it again, and that copy claims."""
-        if not attempt.deliveries[0].stale:  # as always but after a lost connection: without a lock
+        """Return whether every connection that delivered it is lost: RabbitMQ redelivers it, and the redelivered
+        message claims.
+        """
+        if not attempt.deliveries[0].stale:  # the usual case, without the lock
             return False
         with self._lock:
             stale = all(delivery.stale for delivery in attempt.deliveries)
@@ -298,21 +302,21 @@ class InFlight:
                 del self._claiming[claiming]
 
     def _acknowledge_copies(self, attempt: Attempt) -> None:
-        """Acknowledge the copies of a message that must not run; those of a stopping process come again."""
+        """Acknowledge the duplicates of a message that must not run. A stopping process leaves them unacknowledged."""
         if not self._process.stopping:
             release((copy, False) for copy in attempt.deliveries[1:])
 
     # An attempt ends -------------------------------------------------------------------------------------------------
 
     def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
-        """Give an attempt that ended to the journal; return whether its message is to be dead-lettered."""
+        """Give an ended attempt to the journal; return whether its message is to be dead-lettered."""
         attempt.end()
         self._process.runs.end(attempt.place)
         ended = time.monotonic()
         children = attempt.hooked
         if outcome.state in ("succeeded", "skipped"):
             children = attempt.sent + attempt.hooked
-        elif attempt.returned:  # its result must be kept and can't be; the hooks took it for a success
+        elif attempt.returned:  # it failed since its result can't be kept; the hooks saw a success
             children = []
         if attempt.retry is not None and outcome.state != "retrying" and not attempt.returned:
             children = [*children, attempt.retry]
@@ -330,7 +334,7 @@ class InFlight:
         return failed
 
     def acknowledge(self, entries: Sequence[Entry]) -> None:
-        """Acknowledge the messages of these attempts: their outcomes are committed."""
+        """Acknowledge the messages of these attempts, whose outcomes are committed."""
         ended: list[tuple[Delivery, bool]] = []
         with self._lock:
             for entry in entries:
@@ -338,7 +342,7 @@ class InFlight:
                 self._durations.add(attempt.actor, entry.event.elapsed)
                 if self._attempts.get(attempt.key) is attempt:
                     del self._attempts[attempt.key]
-                # Not when it ends: until the commit the death of this process would be charged to it.
+                # Only now: until the commit, a crash of this process would be charged to it.
                 self._isolation.leave(attempt)
                 ended += [(delivery, entry.dead_letter) for delivery in attempt.deliveries]
         release(ended)
@@ -350,28 +354,28 @@ class InFlight:
         return list(self._attempts.values())
 
     def mean_seconds(self) -> dict[str, float]:
-        """Return the mean duration of the actors of which attempts ended since the last call; see `Durations`."""
+        """Return {actor: mean seconds} for actors whose attempts ended since the last call; see `Durations.take`."""
         with self._lock:
             return self._durations.take()
 
     def typical_seconds(self, actor: str) -> float:
-        """Return the seconds that an attempt of this actor takes; 0 if none has ended."""
+        """Return the mean seconds of this actor's attempts; 0 if none has ended."""
         with self._lock:
             return self._durations.typical(actor)
 
     def held(self) -> list[tuple[int, int]]:
-        """(job, item) of what the process has in flight or prefetched, each once."""
+        """Return (job, item) of all items that the process has in flight or prefetched, each once."""
         return list({*self._attempts, *self._consumers.prefetched()})
 
     def _job_facts(self, job: int) -> JobFacts:
-        """Return what an app gave with a job. Waits for a database that is away; raises Stopping when the process stops
-        then.
+        """Read a job's tenant, key and metadata. Retries while the database does not answer; raises Stopping if the
+        process stops meanwhile.
         """
         return self._process.retry_write(lambda conn: jobs.job_facts(conn, job))
 
     def _hold_back(self, key: tuple[int, int], seconds: float, reason: str) -> None:
-        """Hold back an item's lane, or its job, in a side thread: the actor goes on. One of a job that another
-        transaction has locked is tried again behind those of others.
+        """Hold back an item's lane, or its job, in a side thread; the actor goes on. If another transaction has locked
+        the job, it is tried again after those of other jobs.
         """
         until, running = time.monotonic() + seconds, self._attempts.get(key)
         message = None if running is None else running.message
@@ -395,37 +399,38 @@ class InFlight:
         self._holds.run(write)
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Have messages that can't begin here published again, each by itself, and acknowledge them then."""
+        """Park messages that can't begin here: each is published again, by itself, and its delivery acknowledged."""
         for delivery in deliveries:
             if delivery.stamp is not None:
                 attempt = Attempt(*delivery.stamp[:3], [delivery], self._controls, delivery.stamp.epoch)
                 self._park(attempt, self._parking)
 
     def busy_threads(self, acks: Acks | None = None) -> int:
-        """Return how many worker threads run attempts, or wait for a claim or a turn of one; with `acks`: of deliveries
-        of that connection. The attempts of a batch run in one thread.
+        """Return how many worker threads run or admit attempts; with `acks`, only those with deliveries of that
+        connection. The attempts of a batch run in one thread.
         """
         busy = list(self._admitting.copy().items())
         busy += [(a.thread, delivery) for a in self.attempts() if not a.ended for delivery in a.deliveries]
         return len({thread for thread, delivery in busy if acks is None or delivery.acks is acks})
 
     def has_free_thread(self) -> bool:
-        """Return whether a worker thread has nothing to do."""
+        """Return whether a worker thread is free."""
         return self.busy_threads() < self._process.threads
 
     def held_up(self, acks: Acks) -> int:
-        """Return how many deliveries of a connection belong to attempts whose outcome, or parking, waits for a lock."""
+        """Return how many deliveries of a connection have attempts whose outcome, or parking, waits for a lock."""
         put_off = [a for a in self.attempts() if a.put_off] + self._parking.put_off
         return sum(delivery.acks is acks for attempt in put_off for delivery in attempt.deliveries)
 
     def expects_more(self, ended: int) -> bool:
-        """Return whether the process holds more messages than the `ended` ones, so a flush waits for them."""
+        """Return whether the process holds more than `ended` messages, so that a flush waits for them."""
         return len(self._attempts) > ended or self._consumers.open_deliveries() > ended
 
     def apply_controls(self, controls: Iterable[JobControl]) -> None:
-        """Take control states of jobs, which hold from the next message on; an older state may come after a newer one.
+        """Apply control states of jobs, from the next message on. States may arrive out of order: an older epoch is
+        ignored.
 
-        Those of jobs that simply run are not kept: a worker sees many jobs in its life.
+        The states of jobs that just run are not kept, because a worker sees many jobs.
         """
         for control in controls:
             if control.holds:
@@ -439,5 +444,5 @@ class InFlight:
 
 
 def held_lanes(control: JobControl, came: float) -> set[str]:
-    """The lanes that are held back still, by a control state that came at the monotonic time `came`."""
+    """Return the lanes that a control state still holds back; `came`: the monotonic time of its arrival."""
     return {lane for lane, seconds in (control.holds or {}).items() if came + seconds > time.monotonic()}

@@ -1,4 +1,4 @@
-"""Runs an item that may kill its worker alone, so that no other item is charged with the death."""
+"""Runs an item alone if it may kill its worker, so that the crash is not charged to another item."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ from callboard.sql import timings
 
 
 class Isolation:
-    """The attempts that run in this process. An attempt whose next crash would be its last runs its first
-    `DEADLY_SECONDS` while no other attempt is in its own first seconds. It does not wait for the end of long attempts,
-    and others do not wait long for it.
+    """The attempts that run in this process. If the next crash of an item would fail it, its attempt runs alone: during
+    its first `DEADLY_SECONDS` no other attempt is in its own first `DEADLY_SECONDS`. It does not wait until long
+    attempts end, and other attempts wait for it for a short time only.
     """
 
     def __init__(self, process: Process) -> None:
@@ -22,14 +22,14 @@ class Isolation:
         self._alone: Attempt | None = None  # runs alone, or waits to
 
     def enter(self, attempt: Attempt, *, alone: bool = False, lead: Attempt | None = None) -> None:
-        """Block until the attempt may run; always pair with `leave`, also after an error. `alone`: no other may be in
-        its first `DEADLY_SECONDS` beside it. `lead`: the attempt that waits for this one, as in a batch; this one need
-        not wait while that runs.
+        """Block until the attempt may run; always pair with `leave`, also after an error. `alone`: no other attempt may
+        be in its first `DEADLY_SECONDS` at the same time. `lead`: the attempt that waits for this one, as in a batch;
+        while the lead runs, this one does not wait for another.
 
         Raises Stopping when the process stops meanwhile.
         """
         with self._changed:
-            self._leave(attempt)  # one that is to run alone may have entered before
+            self._leave(attempt)  # it may have entered before, without `alone`
             if self._alone is not None:
                 self._wait(lambda: self._alone is None or lead in self._running or self._has_run(self._alone))
             if alone:
@@ -38,7 +38,7 @@ class Isolation:
             self._running[attempt] = time.monotonic()
 
     def leave(self, attempt: Attempt) -> None:
-        """Let others run: the attempt ended, or must not begin."""
+        """Let other attempts run: this one ended, or must not begin."""
         with self._changed:
             self._leave(attempt)
 
@@ -47,7 +47,7 @@ class Isolation:
 
     def _leave(self, attempt: Attempt) -> None:
         self._running.pop(attempt, None)
-        if self._alone is not None:  # else nobody waits
+        if self._alone is not None:  # otherwise no thread waits
             self._changed.notify_all()
         if self._alone is attempt:
             self._alone = None

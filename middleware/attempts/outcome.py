@@ -1,4 +1,4 @@
-"""Decides what an attempt's end means for its item: which state, and whether it gets another attempt."""
+"""Decides an attempt's outcome: the new state of its item, and whether the item gets another attempt."""
 
 import json
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from callboard.sql.rows import Failure, OutcomeState, Retry
 
 #: Seconds before the next attempt when Dramatiq could not schedule it.
 LOST_RETRY_SECONDS = 15.0
-#: The attempt from which on a lost retry is none: a hook that fails each time would have the item run for ever.
+#: From this attempt on a lost retry is a failure: with a hook that always fails, the item would run for ever.
 LOST_RETRY_ATTEMPTS = 3
 
 
@@ -23,13 +23,13 @@ class ResultNotKept(ValueError):
 
 
 class Postpone(SkipMessage):
-    """Raise it in an actor to have its item tried again after `seconds`: a remote API says 429, and when to come back.
+    """Raise it in an actor to retry its item after `seconds`, for example when a remote API answers 429 with a time.
 
     raise callboard.Postpone(30, "the API allows no more calls")
 
-    The attempt has not failed: it counts neither towards the actor's `max_retries` nor as a retry or an error of the
-    job, and sends and saves nothing. No thread waits meanwhile. As it is a SkipMessage, Dramatiq's Retries leave it
-    alone. Raises ValueError for seconds that are no number from 0.
+    The attempt does not count as failed: not towards the actor's `max_retries`, nor as a retry or an error of the job.
+    Its sends and saves are dropped. No thread waits meanwhile. Dramatiq's Retries ignores it, because it is a
+    SkipMessage. Raises ValueError unless `seconds` is a number from 0.
     """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
@@ -39,7 +39,9 @@ class Postpone(SkipMessage):
 
 
 class Outcome(NamedTuple):
-    """The item's new state, why if it did not succeed, its next attempt, its result as JSON, or why it is not kept."""
+    """The item's new state, its failure unless it succeeded, its next attempt, its result as JSON, or why that is not
+    kept.
+    """
 
     state: OutcomeState
     failure: Failure | None = None
@@ -56,14 +58,14 @@ def decide(
     failed: bool = False, retry: Retry | None = None, has_retries: bool = True, strict: bool = False,
     postponed: bool = False, number: int = 1, result_limit: int = int(settings.RESULT_LIMIT.default),
 ) -> Outcome:  # fmt: skip
-    """Decide what an attempt's end means. The first that holds: returned → succeeded, skipped → skipped (or failed),
+    """Return the outcome of an attempt. The first match decides: returned → succeeded, skipped → skipped (or failed),
     failed → failed, else retrying.
 
-    `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
-    Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: Dramatiq may retry the
-    message, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item whose
-    result can't be kept fails. `postponed`: by a SkipMessage that says so, until the time of `retry`. `number`: of the
-    attempt, from 1. `result_limit`: the most bytes of the result as JSON.
+    `returned`: the actor returned `result`; errors after that are ignored. `skip`: the reason of a SkipMessage.
+    `failed`: Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: Dramatiq may
+    retry the message, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item
+    whose result can't be kept fails. `postponed`: the SkipMessage is a `Postpone`; the item waits until the time of
+    `retry`. `number`: the attempt's number, from 1. `result_limit`: the most bytes of the result as JSON.
     """
     if returned:
         return SUCCEEDED if result is None else _with_result(result, result_limit, strict=strict)
@@ -92,20 +94,20 @@ def _with_result(result: Any, limit: int, *, strict: bool) -> Outcome:
 
 
 def encode_result(result: Any, limit: int) -> str:
-    """Return a return value as JSON text; raises TypeError or ValueError if it has no JSON form, or more than `limit`
-    bytes.
+    """Return an actor's return value as JSON text. Raises TypeError or ValueError if it has no JSON form, and
+    ResultNotKept for more than `limit` bytes.
 
-    msgspec is fast, and knows times and dataclasses; Python's own tool knows subclasses of text and numbers, the keys
-    True and None, and half a surrogate pair, and refuses NaN, which msgspec writes as null.
+    msgspec is fast, and encodes times and dataclasses. Python's `json` encodes subclasses of str and numbers, the keys
+    True and None, and half a surrogate pair; it refuses NaN, which msgspec writes as null.
     """
     try:
         encoded = msgspec.json.encode(result)
-    except Exception:  # noqa: BLE001 — the other tool decides
+    except Exception:  # noqa: BLE001 — Python's `json` decides
         encoded = _dumps(result).encode()
     else:
         if len(encoded) <= limit and b"null" in encoded:
             encoded = _dumps(msgspec.to_builtins(result)).encode()
-    if len(encoded) > limit:  # it may have gigabytes, so no copy is made of it
+    if len(encoded) > limit:  # checked before the text is copied: it may have gigabytes
         raise ResultNotKept(f"{len(encoded):,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)")
     return encoded.decode()
 

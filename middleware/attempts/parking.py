@@ -1,7 +1,7 @@
-"""Messages that are not to run now leave the broker: they are kept in the outbox and published again later.
+"""Parks messages that must not run now: moves them from the broker to the outbox, to be published again later.
 
-Those of paused jobs wait until their job goes on, those that were given back until it is its turn. Dead letters that
-somebody has moved back to their queue become another attempt at their items.
+A message of a paused job waits until the job is resumed. A message that was given back waits for the turn of its job. A
+dead letter that somebody moved back to its queue becomes another attempt at its item.
 """
 
 import logging
@@ -26,13 +26,13 @@ from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection, retry
 
 log = logging.getLogger("callboard.tracking")
-_log_outage = OutageLog(log, "messages that are not to run now wait for the database: %s")
+_log_outage = OutageLog(log, "messages that must not run now wait for the database: %s")
 
 #: Messages that are parked in one transaction.
 BATCH_MESSAGES = 1_000
-#: Seconds until the messages of jobs that another transaction has locked are tried again.
+#: Seconds until the messages of locked jobs are parked again.
 LOCKED_PAUSE_SECONDS = 0.25
-#: The author of the retry in the job's history.
+#: The requester of the retry in the job's history.
 MOVED_BACK = Requester("worker", "dead letters moved back")
 
 #: Job, item and number of an attempt.
@@ -40,19 +40,21 @@ Key: TypeAlias = tuple[int, int, int]
 
 
 class NotKept(NamedTuple):
-    """The attempts that are refused, and those that wait since another transaction holds a row that they need."""
+    """The attempts that are refused, and those that wait because another transaction has locked one of their rows."""
 
     refused: Collection[Key] = ()
     locked: Collection[Key] = ()
 
 
 class Parking:
-    """Keeps messages, then acknowledges them, in a side thread: worker threads go on with other messages.
+    """Stores messages in the outbox, then acknowledges them, in a side thread. Worker threads go on with other
+    messages.
 
-    `keep` puts attempts into the outbox, and returns those that it does not keep, if any: the messages of those that it
-    refuses are rejected. It raises psycopg.errors.LockNotAvailable if it keeps none, since a row is locked. Attempts of
-    a job that another transaction has locked wait for its end; the others are kept. A message that is not kept before
-    the process stops is not acknowledged, so it is delivered again. `kept` is called after each transaction.
+    `keep` puts attempts into the outbox, and returns those that it does not keep, or None if it keeps all. The messages
+    of refused attempts are rejected. `keep` raises psycopg.errors.LockNotAvailable if a locked row keeps it from
+    storing any. Attempts of a job that another transaction has locked wait until that ends; the others are stored. A
+    message that is not stored before the process stops is not acknowledged, so it is redelivered. `kept` is called
+    after each transaction.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Parking:
         self._side_thread = SideThread("parking")
 
     def park(self, attempt: Attempt) -> None:
-        """Keep an attempt that has not begun; its deliveries must be deferred."""
+        """Park an attempt that has not begun; its deliveries must be deferred."""
         self._waiting.append(attempt)
         self._side_thread.run(self._park_waiting)
 
@@ -88,7 +90,9 @@ class Parking:
             self._put_off(set(batch).difference(kept))
 
     def _keep_unlocked(self, conn: Conn, batch: Sequence[Attempt]) -> tuple[Sequence[Attempt], Collection[Key]]:
-        """Keep the attempts of jobs that nobody else has locked; return these, and what is refused of them."""
+        """Store the attempts of jobs that no other transaction has locked; return these, and the keys of the refused
+        ones.
+        """
         batch = _unlocked(conn, batch, {attempt.job for attempt in batch if attempt.put_off})
         for last in (False, True):
             try:
@@ -107,7 +111,7 @@ class Parking:
 
 
 def _unlocked(conn: Conn, attempts: Sequence[Attempt], jobs: Collection[int]) -> Sequence[Attempt]:
-    """Return the attempts but for those of `jobs` that another transaction has locked."""
+    """Return the attempts without those of `jobs` that another transaction has locked."""
     asked = [attempt.key for attempt in attempts if attempt.job in jobs]
     locked = locked_jobs(conn, asked) if asked else ()
     return [attempt for attempt in attempts if attempt.job not in locked]
@@ -118,9 +122,9 @@ def _key(attempt: Attempt) -> Key:
 
 
 def retry_moved_back(conn: Conn, keys: Sequence[Key]) -> NotKept:
-    """Give the failed items of dead letters that were moved back another attempt; see `Parking`.
+    """Retry the failed items of dead letters that were moved back; see `Parking`.
 
-    Those of a job of which another transaction has locked a row wait: it is no reason to refuse them.
+    If another transaction has locked a row of the job, its items wait; they are not refused.
     """
     refused: list[Key] = []
     locked: list[Key] = []

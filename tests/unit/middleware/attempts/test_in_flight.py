@@ -165,7 +165,7 @@ def test_a_message_that_can_not_be_parked_leaves_its_turn(caplog: pytest.LogCapt
     waiting.in_flight.apply_controls([JobControl(1, "paused", 1)])
     assert waiting.proceed() is None
     assert waiting.first.delivery.deferred
-    assert "can't be begun" in caplog.text
+    assert "a message can't begin" in caplog.text
     assert waiting.in_flight._isolation._running == {}
 
 
