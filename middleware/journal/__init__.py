@@ -1,1 +1,1 @@
-"""Outcomes and plain sends are committed in groups; then, and only then, messages are acknowledged."""
+"""Commits outcomes and plain sends in groups, then acknowledges their messages; never before the commit."""

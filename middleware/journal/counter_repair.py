@@ -1,4 +1,4 @@
-"""Recounts a job whose counters do not fit its rows. That must not happen; if it does, it holds up no item."""
+"""Recounts a job whose counters differ from its rows. That would be a bug; the repair lets its items go on."""
 
 import logging
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ log = logging.getLogger("callboard.journal")
 
 
 def repair_counters(conn: Conn, jobs: Iterable[int]) -> None:
-    """Recount these jobs in one transaction; log each counter that had drifted as an alarm."""
+    """Recount these jobs in one transaction; log each counter that drifted as critical."""
     numbers = sorted(set(jobs))
     with transaction(conn):
         lock_jobs(conn, numbers)

@@ -1,4 +1,4 @@
-"""Finds attempts that take far longer than their actor usually does, and shows where they hang."""
+"""Finds attempts that take far longer than their actor's mean, and samples where they hang."""
 
 import sys
 import sysconfig
@@ -24,7 +24,7 @@ SAMPLE_SECONDS = 10.0
 STACK_FRAMES = 20
 STACK_CHARS = 4_000
 
-#: Modules whose frames are left out, and those below which there are only frames of that kind.
+#: Modules whose frames are left out, and modules whose callers are all of these modules.
 INTERNAL = ("dramatiq.", "callboard.middleware.", "callboard.sql.")
 BOTTOM = ("dramatiq.worker", "dramatiq.asyncio")
 PYTHON = sysconfig.get_path("stdlib")
@@ -35,8 +35,8 @@ GONE = "its thread has ended"
 
 @dataclass(slots=True)
 class HangDetector:
-    """`typical` gives the seconds that an attempt of an actor takes, 0 if none has ended; `least`: the seconds that an
-    attempt may take in any case.
+    """`typical` returns the mean seconds of an actor's attempts, 0 if none has ended. `least`: an attempt that takes
+    fewer seconds never counts as hanging.
     """
 
     typical: Callable[[str], float]
@@ -47,9 +47,9 @@ class HangDetector:
         return max(self.least, HANG_FACTOR * self.typical(actor))
 
     def look(self, attempts: Iterable[Attempt], now: float) -> list[Running]:
-        """Return where the attempts stand that hang and were not sampled for a while; `now` is monotonic.
+        """Return a sample of each attempt that hangs and has no recent sample; `now` is monotonic.
 
-        An attempt that says something new does not hang: its time begins anew.
+        A new step or progress restarts the time of an attempt.
         """
         reported = [a for a in attempts if a.reported and not a.unreported]
         due = [a for a in reported if now - max(a.sampled, a.moved, a.started) >= self._wait(a)]
@@ -64,7 +64,7 @@ class HangDetector:
         ]
         for attempt in due:
             attempt.sampled = now
-        # The thread of one that ended meanwhile may run the next attempt.
+        # The thread of an attempt that ended meanwhile may already run the next one.
         return [sample for a, sample in zip(due, found, strict=True) if not a.ended]
 
     def _wait(self, attempt: Attempt) -> float:
@@ -72,13 +72,15 @@ class HangDetector:
 
 
 def place_of(thread: int | None) -> str:
-    """Return where a thread stands: file, line and function, outside of Python's own library where there is such."""
+    """Return what a thread executes, as `file:line in function`; the app's own code is preferred to packages and
+    Python's library.
+    """
     found = sys._current_frames().get(thread or 0)  # noqa: SLF001 — as above
     return _describe(_frames(found))[0]
 
 
 def _stack(threads: dict[int, FrameType], thread: int) -> list[FrameType]:
-    """The frames of a worker thread, the innermost first: those of the actor, or of the coroutine that it waits for."""
+    """Return the frames of a worker thread, innermost first: the actor's, or those of the coroutine that it awaits."""
     frames = _frames(threads.get(thread))
     if not any(_module(frame) == "dramatiq.asyncio" for frame in frames):
         return frames
@@ -94,7 +96,7 @@ def _frames(frame: FrameType | None) -> list[FrameType]:
 
 
 def _awaiting(coroutine: Any) -> list[FrameType]:
-    """The frames of a chain of coroutines, generators and asynchronous generators that await each other."""
+    """Return the frames of a chain of coroutines, generators and async generators that await each other."""
     frames: list[FrameType] = []
     while coroutine is not None:
         kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(coroutine, f"{kind}_frame")), None)
@@ -107,7 +109,7 @@ def _awaiting(coroutine: Any) -> list[FrameType]:
 
 
 def _relevant(frames: Sequence[FrameType]) -> Sequence[FrameType]:
-    """The frames of the actor and of what it calls; those of Dramatiq and Callboard only if there are no others."""
+    """Return the frames of the actor and of its calls; frames of Dramatiq and Callboard only if there are no others."""
     bottom = next((n for n, frame in enumerate(frames) if _module(frame) in BOTTOM), None)
     return [frame for frame in frames[:bottom] if not _module(frame).startswith(INTERNAL)] or frames
 

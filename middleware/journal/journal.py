@@ -1,10 +1,11 @@
-"""The journal: many events become one transaction, and no message is acknowledged before its outcome is committed.
+"""The journal: commits many events in one transaction, and acknowledges a message only after its outcome is committed.
 
-Worker threads add the attempts that ended and go on; senders add what they send and wait. One thread writes. While it
-can't, the outcomes of the messages that the process holds gather here: their number is bounded by `rabbitmq.prefetch`.
+Worker threads add ended attempts and go on; senders add their items and wait. One thread writes. While the database
+does not answer, outcomes gather here; `rabbitmq.prefetch` limits their number.
 
-An item's own statements (`callboard.save`) are written with its outcome. They may wait for locks of the user's, so a
-process has a second journal for such items: it holds up no other outcome, and locks no job while they run.
+An item's own statements (`callboard.save`) are committed with its outcome. They may wait for locks of the user's
+tables, so a process has a second journal for such items. It delays no other outcome, and locks no job while these
+statements run.
 """
 
 import logging
@@ -56,52 +57,52 @@ _log_locked = OutageLog(
     "the outcomes that waited for a lock are recorded, after %.1f s",
 )
 
-#: Seconds for which events gather, from the end of the first on; a flush does not wait for them when no more can come.
+#: Seconds for which events gather, from the end of the first one. A flush starts earlier when no more can come.
 FLUSH_SECONDS = 0.020
-#: The most events in one transaction, and the most bytes of more than one.
+#: The most events in one transaction, and their most bytes if there are several.
 BATCH_EVENTS = 1_000
 BATCH_BYTES = 16 * 2**20
-#: Bytes of an outcome that always has room: if the database has none, it is tried again.
+#: An outcome of at most so many bytes is never too large: if the database has no room for it, it is tried again.
 SMALL_BYTES = 2**20
-#: Seconds between two looks whether a job is still locked, and after which its outcomes are tried all the same: a row
-#: that many want may be locked at each look.
+#: Seconds between two checks whether a job is still locked, and seconds after which its outcomes are tried anyway: a
+#: contended row may be locked at each check.
 LOCKED_PAUSE_SECONDS, LOCKED_RETRY_SECONDS = 0.25, 5.0
-#: Seconds for which items of a job wait after a statement that one of them saves found a lock or took too long: doubled
-#: each time that none of them could save anything, up to the second.
+#: Seconds for which a job's items wait after a statement that one of them saves met a lock or took too long. Doubled,
+#: up to the second number, each time that none of them could save.
 FIRST_BUSY_SECONDS, LAST_BUSY_SECONDS = 0.25, 4.0
-#: Characters of a statement in the error of an item that it fails.
+#: Characters of a statement that are quoted in the error of its item.
 STATEMENT_CHARS = 1_000
-#: Unexpected errors in a row that end the thread, and the seconds between two.
+#: Consecutive unexpected errors after which the thread ends, and the seconds between two.
 MAX_ERRORS = 4
 ERROR_PAUSE_SECONDS = 0.25
-#: Seconds before a write is tried again while the database is away: doubled each time, up to the second.
+#: Backoff of a write while the database does not answer: the first number of seconds, doubled up to the second.
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
-#: Seconds by which the database's clock, which decides what is due, may run behind that of a write.
+#: Seconds by which the database's clock, which decides what is due, may be behind the time of a write.
 CLOCK_SECONDS = 0.01
-#: The longest delay of a retry, in seconds, for which the publisher is woken: it polls as often by itself.
+#: The longest delay of a retry, in seconds, for which the publisher is woken. It polls as often on its own.
 SOON_SECONDS = 0.2
-#: The longest wait, in seconds, of the thread of a process that is no worker.
+#: The longest wait, in seconds, of the journal's thread in a process that is no worker.
 IDLE_SECONDS = 1.0
 
 
 class UncertainCommit(psycopg.OperationalError):
-    """The connection broke in the COMMIT of plain sends: they may be stored, and a second try would repeat them."""
+    """The connection was lost in the COMMIT of plain sends: they may be stored, and a retry would duplicate them."""
 
 
 class TooLarge(ValueError):
-    """The database has no room for a write, and would never have."""
+    """The database never has room for a write of this size."""
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """An attempt that ended, how, and whether its message is to be dead-lettered."""
+    """An ended attempt, its outcome, and whether its message is to be dead-lettered."""
 
     attempt: Attempt
     event: Event
     dead_letter: bool
 
     def fail(self, failure: Failure) -> None:
-        """Make it a failure for good: it can't be recorded as it ended."""
+        """Change the outcome to a final failure, because the real outcome can't be recorded."""
         self.event = replace(
             self.event, state="failed", failure=failure, retry=None, result=None, unkept=None, children=(), saves=None,
             crashed=False, dead=all(delivery.carried for delivery in self.attempt.deliveries),
@@ -111,8 +112,8 @@ class Entry:
 
 @dataclass(slots=True)
 class LockedJob:
-    """The outcomes of a job that another transaction has locked. They wait until `not_before` in any case, and then
-    until the job is no longer locked, or until `retry_at`. Both times are monotonic.
+    """The outcomes of a job that another transaction has locked. They wait at least until `not_before`, and then until
+    the job is unlocked, or until `retry_at`. Both times are monotonic.
     """
 
     retry_at: float
@@ -122,8 +123,8 @@ class LockedJob:
 
 @dataclass(slots=True, eq=False)
 class Send:
-    """An item that a plain send waits to have stored; `child`: an item of the same job sends it, while it runs;
-    `redelivered`: its message is a second delivery, or was a dead letter.
+    """An item of a plain send, which waits until it is stored. `child`: a running item of the same job sends it.
+    `redelivered`: its message was redelivered, or was a dead letter.
     """
 
     item: NewItem
@@ -133,30 +134,29 @@ class Send:
 
 
 class Attempts(Protocol):
-    """The attempts in flight, as the journal needs them: `InFlight`."""
+    """The methods of `InFlight` that the journal uses."""
 
     def attempts(self) -> list[Attempt]:
         """The attempts whose outcome is not committed."""
 
     def expects_more(self, ended: int) -> bool:
-        """Return whether the process holds more messages than the `ended` ones."""
+        """Return whether the process holds more than `ended` messages."""
 
     def typical_seconds(self, actor: str) -> float:
-        """Return the seconds that an attempt of this actor takes; 0 if none has ended."""
+        """Return the mean seconds of this actor's attempts; 0 if none has ended."""
 
     def acknowledge(self, entries: Sequence[Entry]) -> None:
-        """Acknowledge the messages of these attempts: their outcomes are committed."""
+        """Acknowledge the messages of these attempts, whose outcomes are committed."""
 
     def apply_controls(self, controls: Sequence[JobControl]) -> None:
-        """Take the control states of the jobs whose outcomes were committed."""
+        """Apply the control states of the jobs whose outcomes are committed."""
 
 
 @dataclass(slots=True)
 class Journal:
-    """See the module. `store` stores plain sends; `on_work` is called with the seconds after which there is more to
-    publish, `on_broken` when the thread ends by an error that does not pass. `reports`: whether it reports what runs,
-    which one journal of a process does. `commit_seconds`: what the last commit of outcomes took, without tries that
-    failed before.
+    """See the module. `store` stores plain sends. `on_work` is called with the seconds after which there is more to
+    publish; `on_broken` with the permanent error that ends the thread. `reports`: it also writes the rows of `running`;
+    one journal of a process does. `commit_seconds`: the duration of the last commit of outcomes, without failed tries.
     """
 
     process: Process
@@ -172,7 +172,7 @@ class Journal:
     _pauses: dict[int, float] = field(default_factory=dict)  # of jobs with busy items, in seconds
     _looked: float = 0.0
     _wake: threading.Condition = field(default_factory=threading.Condition)
-    _thread: threading.Thread | None = None  # None also while it ends: what comes then gets another
+    _thread: threading.Thread | None = None  # None also while it ends: new events start another one
     _closing: bool = False
     _writing: bool = False
     _listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -183,16 +183,16 @@ class Journal:
         self._running_rows = RunningRows(self.process, _log_outage, hangs)
 
     def add(self, entry: Entry) -> None:
-        """Take an attempt that ended. Does not block, raises nothing."""
+        """Take an ended attempt. Does not block, raises nothing."""
         with self._wake:
             self._entries.append(entry)
             if len(self._entries) == 1 or not self.attempts.expects_more(self._pending()):
                 self._start()
 
     def send(self, item: NewItem, *, child: bool = False, redelivered: bool = False) -> Future[Outgoing]:
-        """Take an item to be stored; return a future of the stored item. Its errors are those of `store`.
+        """Take an item to be stored; return a future of the stored item. The future raises what `store` raises.
 
-        `child`: an item of the same job sends it, which may be sealed. `redelivered`: see Send.
+        `child`: a running item of the same job sends it, so the job may be sealed. `redelivered`: see Send.
         """
         send = Send(item, child, redelivered)
         with self._wake:
@@ -201,12 +201,12 @@ class Journal:
         return send.stored
 
     def watch(self) -> None:
-        """Report running attempts from now on, also before any ended."""
+        """Start the thread, so that running attempts are reported before the first one ends."""
         with self._wake:
             self._start()
 
     def when_written(self, call: Callable[[], None]) -> None:
-        """Call `call` once: when everything added so far is committed and acknowledged, or no thread is left for it."""
+        """Call `call` once: when everything added so far is committed and acknowledged, or the thread has ended."""
         with self._wake:
             if self._alive() and (self.pending or self._writing):
                 self._listeners.append(call)
@@ -214,7 +214,7 @@ class Journal:
                 call()
 
     def close(self, timeout: float) -> bool:
-        """Write what there is and end the thread; return False when that takes longer than `timeout` seconds."""
+        """Write all events and end the thread; return False when that takes longer than `timeout` seconds."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -225,7 +225,7 @@ class Journal:
 
     @property
     def pending(self) -> int:
-        """How many events are not committed."""
+        """How many outcomes are not committed."""
         with self._wake:
             return self._pending()
 
@@ -245,8 +245,8 @@ class Journal:
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Write until the journal is closed. After an unexpected error the same is written again, which is idempotent;
-        one that does not pass ends the thread.
+        """Write until the journal is closed. After an unexpected error the same events are written again, which is
+        idempotent; `MAX_ERRORS` consecutive errors end the thread.
         """
         errors = 0
         while True:
@@ -254,20 +254,20 @@ class Journal:
                 if not self._write_gathered():
                     return
                 errors = 0
-            except BaseException as error:  # any error: without this thread nothing is acknowledged
+            except BaseException as error:  # any error: without this thread no message is acknowledged
                 errors += 1
                 if errors == MAX_ERRORS:
-                    self._break_down(error)
+                    self._give_up(error)
                     return
                 log.warning("unexpected error in the journal; trying again", exc_info=True)
                 time.sleep(ERROR_PAUSE_SECONDS)
 
     def _write_gathered(self) -> bool:
-        """Write what has gathered; return whether more may come."""
+        """Write the gathered events; return whether more may come."""
         entries, sends = self._gather()
         try:
             if sends:
-                # A sender that gave up has cancelled its future, so its item must not be stored.
+                # A sender that timed out has cancelled its future, so its item must not be stored.
                 self._store([send for send in sends if send.stored.set_running_or_notify_cancel()])
             if entries:
                 now, later = _dedupe(entries)
@@ -299,7 +299,8 @@ class Journal:
                 self._wake.wait(LOOK_SECONDS if self.process.worker else IDLE_SECONDS)
             elif self._closing and self._locked and not self._entries:
                 self._wake.wait(LOCKED_PAUSE_SECONDS)
-            # Since the first ended: what ended during the last write must not wait on, for all threads may wait for it.
+            # Counted from the end of the first attempt: outcomes that came during the last write must not wait again,
+            # because all threads may wait for them.
             deadline = (self._entries[0].event.ended if self._entries else 0.0) + FLUSH_SECONDS
             while self._entries and not self._sends and not self._closing:
                 left = deadline - time.monotonic()
@@ -313,8 +314,8 @@ class Journal:
             self._writing = bool(entries)
         return entries, sends
 
-    def _break_down(self, error: BaseException) -> None:
-        """Fail all sends, call all listeners. Outcomes stay unacknowledged: their messages are delivered elsewhere."""
+    def _give_up(self, error: BaseException) -> None:
+        """Fail all sends, call all listeners. Outcomes stay unacknowledged, so their messages are redelivered."""
         log.critical(
             "the journal can't go on; the messages of %d outcomes are delivered again", self.pending, exc_info=error
         )
@@ -330,12 +331,12 @@ class Journal:
     # Outcomes --------------------------------------------------------------------------------------------------------
 
     def _record(self, entries: Sequence[Entry]) -> None:
-        """Commit outcomes, however long it takes, then acknowledge. An outcome whose data the database refuses becomes
-        a failure that says so.
+        """Commit outcomes, retrying for as long as it takes, then acknowledge. If the database refuses an outcome's
+        data, the item fails with that error.
         """
         for entry in entries:
             if entry.attempt.running:
-                entry.event.ran = True  # its row in `running` was written while it ended
+                entry.event.ran = True  # its row in `running` may have been written while it ended
         entries = [entry for entry in entries if not self._joins_locked(entry)]
         if not entries:
             return
@@ -355,7 +356,7 @@ class Journal:
             self._put_off(busy)
 
     def _joins_locked(self, entry: Entry) -> bool:
-        """Keep an outcome whose job is locked with the others of that job; return whether it is."""
+        """If its job is locked, keep an outcome with the others of that job. Return whether the job is locked."""
         locked = self._locked.get(entry.attempt.job)
         if locked is not None:
             entry.attempt.put_off = True
@@ -364,9 +365,8 @@ class Journal:
 
     def _set_aside(self, entries: Sequence[Entry], error: LockNotAvailable) -> None:
         """Keep the outcomes of jobs that another transaction has locked, and record the others. If no job is locked any
-        more, a trigger of the user's may have waited for a lock, or for something else: its job is found as the
-        outcomes are recorded job by job, and waits as a whole, since to look for the item would take a wait for each
-        half.
+        more, a user's trigger may have waited for a lock or for something else. Then the outcomes are recorded job by
+        job to find its job. That job waits as a whole, because a search for the item would wait once for each half.
         """
         locked, pause, why = set[int](), 0.0, f": {error}"
         if not isinstance(error, UserFunctionWaits):
@@ -387,7 +387,7 @@ class Journal:
         self._record(entries)
 
     def _look_at_locked(self) -> None:
-        """Try again the outcomes of jobs that are no longer locked, or have been locked for long."""
+        """Retry the outcomes of jobs that are no longer locked, or whose `retry_at` has passed."""
         now = time.monotonic()
         if now - self._looked < LOCKED_PAUSE_SECONDS:
             return
@@ -423,8 +423,9 @@ class Journal:
             self._acknowledge([entry], controls)
 
     def _commit(self, entries: Sequence[Entry]) -> tuple[list[JobControl], set[Entry]]:
-        """Commit outcomes, with what the items save; return the control states of their jobs, and the outcomes that are
-        put off, since saving waits. Counters that drifted are repaired first, since no item is to blame.
+        """Commit outcomes, with the statements that the items save. Returns the control states of their jobs, and the
+        outcomes that are put off because a saved statement waits. If counters have drifted, they are repaired and the
+        write repeated.
 
         Raises DATA_ERRORS and LockNotAvailable.
         """
@@ -452,7 +453,7 @@ class Journal:
         return self._write_until_done(write)
 
     def _put_off(self, entries: Collection[Entry]) -> None:
-        """Try outcomes again later that could not be saved yet: those of a job with a busy item after a pause."""
+        """Retry outcomes that could not be saved yet: at once, or after a pause if their job has a busy item."""
         now = time.monotonic()
         waiting: dict[int, LockedJob] = {}
         for job in {e.event.job for e in entries if e.event.saves and e.event.saves.busy_since}:
@@ -475,9 +476,10 @@ class Journal:
                 _log_busy.over()
 
     def _write_until_done(self, statement: Callable[[Conn], T], size: int = 0) -> T:
-        """Write until it is committed, also while the process stops; idempotent, so an uncertain COMMIT is harmless.
+        """Write until it is committed, even while the process stops, with a backoff of 0.05 s that doubles up to 2 s.
+        `statement` must be idempotent, because a lost COMMIT is repeated.
 
-        Raises DATA_ERRORS and LockNotAvailable; TooLarge if the database has no room for a write of so many bytes.
+        Raises DATA_ERRORS and LockNotAvailable, and TooLarge if the database has no room for a write of `size` bytes.
         """
         pause = FIRST_RETRY_SECONDS
         while True:
@@ -505,7 +507,7 @@ class Journal:
         for last in (False, True):
             try:
                 self.process.write(lambda conn: self.store(conn, sends))
-            except Exception as error:  # noqa: BLE001 — the senders get it
+            except Exception as error:  # noqa: BLE001 — the futures get it
                 refused = isinstance(error, (*DATA_ERRORS, UserFunctionWaits)) or is_too_large(error)
                 final = refused or isinstance(error, (UncertainCommit, PoolTimeout))  # the senders waited for the pool
                 if not last and isinstance(error, TRANSIENT) and not final:
@@ -520,8 +522,8 @@ class Journal:
 
 
 def _write(entries: Sequence[Entry], conn: Conn) -> tuple[list[JobControl], set[Entry]]:
-    """Record outcomes and run what the items save, in one transaction; see `Journal._commit`. An item of which a
-    statement is refused becomes a failure.
+    """Record outcomes and run the statements that the items save, in one transaction; see `Journal._commit`. An item
+    fails if one of its statements is refused.
     """
     saving = {entry.attempt.key: entry for entry in entries if entry.event.saves}
     if not saving:
@@ -539,15 +541,15 @@ def _write(entries: Sequence[Entry], conn: Conn) -> tuple[list[JobControl], set[
 
 
 def _failure(save: Save, error: Exception) -> Failure:
-    """The failure of an item by a statement that it saves."""
+    """Return the failure of an item whose saved statement was refused."""
     found = describe(error)
     text = clean(" ".join(save.text.split()), STATEMENT_CHARS)
     return replace(found, message=f"{found.message}; it saves: {text}", place=save.place, traceback="")
 
 
 def _due_seconds(events: Sequence[Event], *, limited: bool) -> float | None:
-    """Return in how many seconds the first message is due for what was recorded: a retry, a child, or the next item of
-    a limited job. None: not before the publisher polls by itself.
+    """Return after how many seconds the recorded outcomes make a message due: a retry, a child, or the next item of a
+    limited job. None: not before the publisher's own poll.
     """
     now = time.monotonic()
     due = [max(0.0, e.retry.delay - (now - e.ended)) for e in events if e.retry and e.retry.delay < SOON_SECONDS]
@@ -557,7 +559,9 @@ def _due_seconds(events: Sequence[Event], *, limited: bool) -> float | None:
 
 
 def _dedupe(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Choose one event for each item, a success first; the rest waits for the next flush, whose guard decides."""
+    """Choose one event for each item, a success if there is one. The others wait for the next flush, where the guard of
+    the statement drops those that are stale.
+    """
     chosen: dict[tuple[int, int], Entry] = {}
     later = [
         entry
@@ -568,7 +572,7 @@ def _dedupe(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
 
 
 def _batch(sizes: Iterable[int]) -> int:
-    """Return how many of the first go into one transaction, by their bytes; at least one."""
+    """Return how many of the first events go into one transaction, by their bytes; at least one."""
     total = 0
     for count, size in enumerate(sizes):
         total += size
@@ -578,7 +582,7 @@ def _batch(sizes: Iterable[int]) -> int:
 
 
 def _jobs(numbers: Collection[int]) -> str:
-    """The first of some jobs, and how many more there are."""
+    """Return the first of some jobs, and how many others there are."""
     more = f" (and {len(numbers) - 1} others)" if len(numbers) > 1 else ""
     return f"job {min(numbers)}{more}"
 

@@ -1,7 +1,8 @@
 """The counters of a worker process for Prometheus, if CALLBOARD_METRICS_PORT is set.
 
 The processes of a `dramatiq` command write into one folder, and one more process serves it, as with Dramatiq's own
-Prometheus middleware. If the app has that middleware, its folder and its server are used: the client has one folder.
+Prometheus middleware. If the app has that middleware, its folder and its server are used, because the client supports
+only one folder.
 """
 
 import logging
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("callboard.journal")
 
-#: The variable that tells Prometheus' client the folder.
+#: The environment variable from which Prometheus's client reads the folder.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-#: The bounds of the histograms: seconds that an item takes, or waits;
+#: The buckets of the histograms: seconds that an item runs, or waits;
 SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 5, 20, 60, 300, 1800, 7200)
 #: seconds that a flush takes, and the outcomes in it.
 FLUSH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10)
@@ -35,7 +36,7 @@ class Metrics:
     """The counters of this process."""
 
     def __init__(self) -> None:
-        # Here, for the client asks for the folder when it is imported.
+        # Imported here, because the client reads the folder's name when it is imported.
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
 
         registry, names = CollectorRegistry(), ["actor", "queue"]
@@ -64,13 +65,13 @@ class Metrics:
         self._repairs = Counter("callboard_counter_repairs", "Jobs whose counters had drifted.", registry=registry)
 
     def count_flush(self, outcomes: int, seconds: float, backlog: int) -> None:
-        """Note a transaction of so many outcomes that took so many seconds, and how many outcomes wait."""
+        """Count a transaction of `outcomes` outcomes that took `seconds`; `backlog` outcomes are not yet committed."""
         self._flush.observe(seconds)
         self._outcomes.observe(outcomes)
         self._backlog.set(backlog)
 
     def count_ended(self, ended: Iterable[tuple[Attempt, Event]]) -> None:
-        """Note attempts whose outcomes are committed."""
+        """Count attempts whose outcomes are committed."""
         now, clock = time.monotonic(), time.time()
         for attempt, event in ended:
             message = attempt.message
@@ -82,20 +83,22 @@ class Metrics:
                 self._waited.labels(*labels).observe(max(started - message.message_timestamp / 1000, 0.0))
 
     def count_published(self, items: int) -> None:
-        """Note items that a broker has confirmed."""
+        """Count items that a broker confirmed."""
         self._published.inc(items)
 
     def count_repairs(self, jobs: int) -> None:
-        """Note jobs that were recounted since their counters did not fit."""
+        """Count jobs whose counters had drifted and were repaired."""
         self._repairs.inc(jobs)
 
 
-#: Those of this process; None: it counts nothing.
+#: The counters of this process; None: it counts nothing.
 current: Metrics | None = None
 
 
 def count(note: Callable[[Metrics], None]) -> None:
-    """Count something, if this process counts. An error, as of a full disk, ends the counting, and not the work."""
+    """Call `note` with the counters of this process, if it has any. An error, for example a full disk, ends the
+    counting and is logged.
+    """
     global current  # noqa: PLW0603
     if current is not None:
         try:
@@ -106,7 +109,7 @@ def count(note: Callable[[Metrics], None]) -> None:
 
 
 def start(shared: str | None) -> None:
-    """Count from now on, into the folder `shared`, or that of PROMETHEUS_MULTIPROC_DIR, or one of our own."""
+    """Count from now on, into the folder of PROMETHEUS_MULTIPROC_DIR, or `shared`, or a folder of our own."""
     global current  # noqa: PLW0603
     port = settings.METRICS_PORT.get()
     if port is not None:
@@ -115,7 +118,7 @@ def start(shared: str | None) -> None:
 
 
 def stop() -> None:
-    """Remove the gauges of this process, which ends."""
+    """Remove the gauges of this process, which exits."""
     if current is not None:
         from prometheus_client import multiprocess  # noqa: PLC0415
 
@@ -123,7 +126,7 @@ def stop() -> None:
 
 
 def serve() -> int:
-    """Serve what the processes count until the process is stopped; Dramatiq runs this in one of its own."""
+    """Serve the metrics of all processes until this process is stopped; Dramatiq runs it in a process of its own."""
     port = settings.METRICS_PORT.get()
     if port is not None:
         _set_folder(None, port)
@@ -138,14 +141,14 @@ def serve() -> int:
 
 
 class _Ours:
-    """Our metrics in the folder: an app may have its own there."""
+    """Collects only our metrics from the folder, where an app may have its own."""
 
     def collect(self) -> Sequence["Metric"]:
         """The metrics of all processes."""
         from prometheus_client import CollectorRegistry, multiprocess  # noqa: PLC0415
 
         folder = Path(os.environ[FOLDER])
-        for path in folder.glob("gauge_live*_*.db"):  # of a process that was killed
+        for path in folder.glob("gauge_live*_*.db"):  # the process may have been killed
             pid = int(path.stem.rpartition("_")[2])
             if not _is_alive(pid):
                 multiprocess.mark_process_dead(pid, str(folder))
@@ -164,8 +167,8 @@ def _is_alive(pid: int) -> bool:
 
 
 def _set_folder(shared: str | None, port: int) -> None:
-    """Say to Prometheus' client which folder it has: that of the environment, `shared`, or one of our own; make it.
-    Raises NotConfigured.
+    """Set the folder of Prometheus's client, unless the environment has one: to `shared`, or else a folder of our own.
+    Creates it. Raises NotConfigured.
     """
     if FOLDER not in os.environ:
         try:

@@ -20,13 +20,13 @@ log = logging.getLogger("callboard.worker")
 
 
 def rescue(conn: Conn, worker: int) -> int:
-    """Requeue a dead worker's items in one transaction; return how many, 0 if it lives.
+    """Requeue a dead worker's items in one transaction; return how many, 0 if the worker is alive.
 
-    Its death is charged to some of them (`_charged`); an item that ends normally later has its crash count reset
-    (`record`). An item with `MAX_CRASHES` crashes fails; before the last of them it ran alone (see `Isolation`).
+    The crash is charged to some of the items (`_charged`); an item that later ends normally has its crash count reset
+    (`record`). An item with `MAX_CRASHES` crashes fails; its last attempt ran alone (see `Isolation`).
 
-    An item whose retry the database refuses, as a trigger of the user's may, fails. One that another transaction has
-    locked is requeued by a later rescue.
+    An item fails if the database refuses its retry, as a user's trigger may. If another transaction has locked an item,
+    a later rescue requeues it.
     """
     try:
         return _rescue(conn, worker)
@@ -38,9 +38,9 @@ def rescue(conn: Conn, worker: int) -> int:
 
 
 def rescue_of_host(conn: Conn, runs: RunFile) -> None:
-    """Requeue at once what the processes were running that died on this host: their files tell it, also of attempts
-    that had just begun. What can't be requeued now is left to the sweep, and the file to the next call: also while
-    an item runs elsewhere, since its message came there first.
+    """Requeue at once the items of processes that died on this host. Their files name the attempts, even those that had
+    just begun. The sweep requeues the items that can't be requeued now, and the next call reads the file again; so it
+    does while an item runs elsewhere because its message was redelivered there first.
 
     Raises psycopg.Error but for DATA_ERRORS and LockNotAvailable.
     """
@@ -75,8 +75,8 @@ def _rescue(conn: Conn, worker: int) -> int:
 def _rescue_apart(conn: Conn, worker: int) -> int:
     """Requeue a dead worker's items one by one, each in a transaction of its own: jobs are locked after all items.
 
-    What the death is charged to is decided once, for those too that are locked now. Several processes may do this at
-    once: each item is requeued by the first.
+    The items to charge are chosen once, including those that are locked now. Several processes may do this at the same
+    time: the first one requeues an item.
     """
     with transaction(conn):
         if not workers.declare_dead(conn, worker):
@@ -92,13 +92,13 @@ def _rescue_apart(conn: Conn, worker: int) -> int:
         try:
             count += _record(conn, event, now)
         except LockNotAvailable as error:
-            locked.add(event.job)  # a trigger of the user's may wait at each of its items
+            locked.add(event.job)  # a user's trigger may wait at each item of this job
             log.warning("items of job %d of a dead worker can't be requeued yet: %s", event.job, error)
     return count
 
 
 def _record(conn: Conn, event: Event, now: float) -> int:
-    """Record one of these ends; return how many items that were: 0 if it is refused. Raises LockNotAvailable."""
+    """Record one outcome; return 1, or 0 if the database refuses it. Raises LockNotAvailable."""
     try:
         outcomes.record(conn, [event], now)
     except DATA_ERRORS as error:
@@ -115,19 +115,20 @@ def _events(worker: int, now: float, limits: Mapping[Held, int]) -> list[Event]:
 
 
 def _crash_limits(held: Sequence[Held]) -> dict[Held, int]:
-    """Return the crashes after which each item fails; 0: the death of its worker is not charged to it."""
+    """Return the number of crashes at which each item fails; 0: the crash is not charged to it."""
     undecided = [one for one in held if one.crash_limit is None]
     charged = _charged(undecided) if undecided else {}
     return {one: charged.get(one, 0) if one.crash_limit is None else one.crash_limit for one in held}
 
 
 def _charged(held: Sequence[Held]) -> dict[Held, int]:
-    """Return the items that the death of their worker is charged to, with the crashes after which each of them fails.
+    """Return the items that the crash is charged to, each with the number of crashes at which it fails.
 
-    One whose next crash would be its last ran its first seconds alone, and no other began in these. So if it began last
-    and died in these, it is to blame; if another began after it, it had passed them, though the last heartbeat came
-    before. Else those are charged that had crashed before, or all of them. Long attempts may be as innocent as a new
-    one, if there is one: one of the new is charged too, and the long ones have another three.
+    An item whose next crash would be its last runs its first `DEADLY_SECONDS` alone: no other attempt begins in them.
+    So if it began last and the worker died within them, this item is charged. If another attempt began after it, it had
+    passed them, even if the last heartbeat came before. Otherwise the items with earlier crashes are charged, or all
+    items. If there are new attempts, long ones may be innocent: the new ones are charged too if none was, and items
+    fail only at twice the number of crashes.
     """
     last = min(held, key=lambda one: one.ran)
     if last.crashes >= timings.MAX_CRASHES - 1 and last.ran < timings.DEADLY_SECONDS:
@@ -140,7 +141,7 @@ def _charged(held: Sequence[Held]) -> dict[Held, int]:
 
 
 def _event(worker: int, now: float, held: Held, limit: int) -> Event:
-    """Return the end of an attempt by its worker's death. `limit`: see `_crash_limits`."""
+    """Return the outcome of an attempt whose worker died. `limit`: see `_crash_limits`."""
     crashes = held.crashes + 1
     final = 0 < limit <= crashes
     why = f" (worker {worker})"

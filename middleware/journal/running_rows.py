@@ -1,4 +1,4 @@
-"""Rows of `running`: what slow attempts do right now, with their steps, their progress and where they hang."""
+"""Writes the rows of `running`: the steps and progress of slow attempts, and where they hang."""
 
 import logging
 import time
@@ -22,13 +22,14 @@ _log_blind = OutageLog(log, "hanging attempts can't be sampled: %s")
 SLOW_SECONDS = 0.25
 #: Seconds between two looks at the attempts in flight.
 LOOK_SECONDS = 0.10
-#: The most jobs to remember as started; beyond it they are reported once more, which changes nothing.
+#: The most jobs to remember as started. Then the memory is cleared, and the jobs are reported again, which is
+#: idempotent.
 STARTED_JOBS = 10_000
 
 
 @dataclass(slots=True)
 class RunningRows:
-    """Reports slow attempts, and the jobs that started here. Only the journal's thread uses it."""
+    """Reports slow attempts, and the jobs that started in this process. Only the journal's thread uses it."""
 
     process: Process
     outage: OutageLog
@@ -37,8 +38,8 @@ class RunningRows:
     _started_jobs: set[int] = field(default_factory=set)
 
     def report(self, in_flight: Callable[[], Sequence[Attempt]]) -> None:
-        """Give slow attempts their row, write steps and progress, and note the jobs that started; at most every
-        `LOOK_SECONDS`. Errors of the database are logged, and the next look tries again.
+        """Write rows of slow attempts, their steps and progress, and mark the jobs that started; at most every
+        `LOOK_SECONDS`. Errors of the database are logged; the next call tries again.
         """
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
@@ -81,7 +82,7 @@ class RunningRows:
             self._started_jobs.clear()
         self._started_jobs.update(steps.keys() - locked)
         written = [(a, row) for a, row in zip(slow, rows, strict=True) if a.key in reported and a.job not in locked]
-        for attempt, row in written:  # the others have their turn at the next look
+        for attempt, row in written:  # the next call tries the others again
             if (row.step, row.progress) != (attempt.step_reported, attempt.progress_reported):
                 attempt.moved = now
             attempt.reported, attempt.step_reported, attempt.progress_reported = True, row.step, row.progress
