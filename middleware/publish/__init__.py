@@ -1,1 +1,1 @@
-"""Stored items and outbox rows become messages that the broker has confirmed."""
+"""Publishes stored items and outbox rows as messages, and waits until the broker confirms them."""

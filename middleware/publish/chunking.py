@@ -1,23 +1,24 @@
-"""Bulk items become chunks: messages that carry many items."""
+"""Joins bulk items into chunks: messages that carry many items."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from callboard.sql.rows import Outgoing, PublishClaim
 
-#: Bytes of arguments that one chunk carries.
+#: The most bytes of arguments in one chunk.
 CHUNK_BYTES = 1_048_576
-#: Seconds for which a chunk keeps a worker thread busy by the mean of its actor, and the most items that it has, where
-#: the publisher chooses: more save little.
+#: Where the publisher chooses the size of a chunk: its duration in seconds by the mean of its actor, and its most
+#: items. Larger chunks save little.
 CHUNK_SECONDS = 0.03
 MAX_CHUNK_ITEMS = 100
 
 
 def chunk_size(claim: PublishClaim, left: int) -> int:
-    """Return how many items the next message of a claimed job carries, if `left` of them may still be published.
+    """Return how many items the next message of a claimed job carries; `left`: how many may still be published.
 
-    Each thread gets two of the messages that are left or more, so the last items go singly; so do all of an actor that
-    nobody has seen, and all while no worker has the actor: those that come may have no Callboard.
+    Each worker thread gets at least two of the messages that are left, so the last items are sent singly. So are all
+    items of an actor without a known mean, and all items while no worker has the actor: the next workers may be without
+    Callboard.
     """
     if claim.chunk is not None:
         return claim.chunk
@@ -28,9 +29,10 @@ def chunk_size(claim: PublishClaim, left: int) -> int:
 
 
 def into_chunks(items: Sequence[Outgoing], size_at: Callable[[int], int]) -> list[Outgoing]:
-    """Return messages that carry consecutive items, up to `CHUNK_BYTES` each, and up to `size_at` the first of them.
+    """Return messages that carry consecutive items: at most `CHUNK_BYTES` and `size_at(number of the first item)` items
+    each.
 
-    An item with options of its own, or one that ran before, gets a message of its own.
+    An item with its own options, or one that is not at its first attempt, gets a message of its own.
     """
     runs: list[list[Outgoing]] = []
     size = chunk = 0

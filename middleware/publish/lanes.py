@@ -1,4 +1,4 @@
-"""Lanes of a job: which lane an item is in, and which items are published next."""
+"""Lanes of a job: which lane an item belongs to, and which items are published next."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing, PublishClaim
 from callboard.sql.writes import lanes, publishing
 
-#: Characters of a lane's name; a longer value is named by its digest.
+#: The most characters of a lane's name. The name of a longer value is its digest.
 NAME_CHARS = 200
-#: Items of a job that wait in the outbox because their lanes are full; and how many are added in one turn.
+#: The most items of a job that wait in the outbox because their lanes are full, and how many are added in one turn.
 MAX_ASIDE_ITEMS = 100_000
 TURN_ITEMS = 10_000
 
 
 def lane_of(args: bytes, by: str) -> str:
-    """Return an item's lane: the value, as JSON, of the argument named `by`, or at that position. Empty without one.
+    """Return an item's lane: the value, as JSON, of the argument with the name or position `by`. Empty if it has none.
 
-    The lane is empty, too, when this process can't decode the arguments.
+    The lane is also empty when this process can't decode the arguments.
     """
     try:
         return lane_of_call(*decode_args(args), by)
@@ -30,7 +30,7 @@ def lane_of(args: bytes, by: str) -> str:
 
 
 def lane_of_call(args: Sequence[object], kwargs: Mapping[str, object], by: str) -> str:
-    """As `lane_of`, for arguments that are decoded."""
+    """Like `lane_of`, for decoded arguments."""
     try:
         return _name(args[int(by)] if by.isdecimal() else kwargs[by])
     except Exception:  # noqa: BLE001 — a value's repr may raise anything
@@ -38,7 +38,7 @@ def lane_of_call(args: Sequence[object], kwargs: Mapping[str, object], by: str) 
 
 
 def lanes_of_call(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, str]:
-    """Return the lane of a call by each of its arguments, {name or position: lane}."""
+    """Return the lane of a call for each of its arguments, as {name or position: lane}."""
     names = (*map(str, range(len(args))), *filter(is_storable, kwargs))
     return {by: lane_of_call(args, kwargs, by) for by in names}
 
@@ -49,9 +49,10 @@ def _name(value: object) -> str:
 
 
 def batches(conn: Conn, claim: PublishClaim, room: int) -> Iterator[list[Outgoing]]:
-    """Yield claimed messages of lanes that are not full, `room` in all.
+    """Yield batches of claimed messages of lanes that are not full, `room` messages in all.
 
-    Bulk items whose lanes are full move to the outbox until enough others are found. Raises ClaimTakenOver.
+    Bulk items whose lanes are full move to the outbox, until enough items of other lanes are found. Raises
+    ClaimTakenOver.
     """
     by = claim.lane_by or ""
     if claim.applied_lane_by != by:
@@ -77,7 +78,7 @@ def batches(conn: Conn, claim: PublishClaim, room: int) -> Iterator[list[Outgoin
 
 
 def _all_full(conn: Conn, claim: PublishClaim) -> bool:
-    """Return whether as many lanes as may be are full: then no other item can be found."""
+    """Return whether all allowed lanes are full: then no other item can be found."""
     return lanes.count_in_flight(conn, claim) >= (claim.lanes or 0) * (claim.lane_width or 0)
 
 

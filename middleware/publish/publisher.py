@@ -1,6 +1,6 @@
-"""The publisher: one thread a process, which publishes what is stored as soon as its queue has room.
+"""The publisher: one thread per process, which publishes stored items as soon as their queue has room.
 
-Each process may publish any job: it claims a job's next batch, and the claim expires by itself.
+Each process may publish any job. It claims a job's next batch; a claim expires without a release.
 """
 
 import logging
@@ -28,39 +28,40 @@ _log_outage = OutageLog(
     log, "publishing is held up; it is tried again, and nothing is lost: %s", "publishing goes on again, after %.1f s"
 )
 
-#: Seconds between two polls for work when the last one found none; and between two looks at the broker's connection
-#: in a process that does not poll, since it only sends, or is idle.
+#: Seconds between two polls for work when the last one found none. Second: seconds between two checks of the broker's
+#: connection in a process that does not poll, because it only sends or is idle.
 POLL_SECONDS = 0.20
 SENDER_POLL_SECONDS = 5.0
-#: Seconds between two polls of a queue that was full. All of its backlog runs before a job that is submitted now, and
-#: what its workers take between two polls must lie in it.
+#: Seconds between two polls of a full queue. Short, because the backlog must hold what the workers take between two
+#: polls, and all of it runs before a job that is submitted now.
 FULL_QUEUE_POLL_SECONDS = 0.03
-#: Seconds that a round may take until it counts as a standstill: several batches, each of which waits for its confirms.
+#: Seconds after which a round counts as a standstill. A round publishes several batches, and each waits for its
+#: confirms.
 STANDSTILL_SECONDS = 60.0
-#: Seconds between two rounds of messages that this process sent: they gather, and its senders run meanwhile.
+#: Seconds between two rounds of messages that this process sent: messages gather, and the sending threads can run.
 GATHER_SECONDS = 0.02
-#: Seconds that a publisher waits for a connection when it ends.
+#: Seconds for which a closing publisher waits for a database connection.
 CLOSE_SECONDS = 2.0
 
 
 @dataclass(slots=True)
 class Publisher:
-    """See the module. The publisher's thread alone uses `transport`, which `backlogs` asks too."""
+    """See the module. Only the publisher's thread uses `transport`; `backlogs` uses it in that thread, too."""
 
     process: Process
     transport: Transport
     backlogs: QueueBacklogs
     leases: SendLeases
-    batches: int = 0  # of which something was published
+    batches: int = 0  # rounds that published something
     _added: deque[Outgoing] = field(default_factory=deque)
     _jobs: list[int] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
-    _rounds: threading.Lock = field(default_factory=threading.Lock)  # held in each, from what it takes on
+    _rounds: threading.Lock = field(default_factory=threading.Lock)  # held in each round, from `_take_added` on
     _relay: Relay = field(init=False)
     _thread: threading.Thread | None = None
     _closing: bool = False
     _polls: bool = False
-    _looks: bool = True  # in its next round, for what is due
+    _looks: bool = True  # the next round queries the database for due work
     _poll_at: float = math.inf  # monotonic
     _round_began: float = math.inf  # monotonic
 
@@ -68,8 +69,8 @@ class Publisher:
         self._relay = Relay(self.transport, self.backlogs, self.leases)
 
     def start(self) -> None:
-        """Poll for work of any process, as a worker does; while the process is idle, only when woken. Without it, only
-        what is added is published.
+        """Poll for work of any process, as a worker does; an idle process polls only when woken. Without `start`, only
+        added messages and jobs are published.
         """
         self._polls = True
         with self._changed:
@@ -83,7 +84,9 @@ class Publisher:
             self._changed.notify()
 
     def forget(self, queue: str) -> None:
-        """Publish none of the messages that were added for a queue, and wait until what is being published is out."""
+        """Drop the messages that were added for a queue, and wait until the current round ends, for
+        `STANDSTILL_SECONDS` at most.
+        """
         with self._changed:
             dropped = [out for out in self._added if out.queue == queue]
             self._added = deque(out for out in self._added if out.queue != queue)
@@ -92,14 +95,14 @@ class Publisher:
             self._rounds.release()
 
     def publish_job(self, job: int) -> None:
-        """Publish a job's first items now, as many as its queue has room for."""
+        """Publish a job's first items at once, as many as its queue has room for."""
         with self._changed:
             self._jobs.append(job)
             self._ensure_thread()
             self._changed.notify()
 
     def wake(self, after: float) -> None:
-        """Poll for work in `after` seconds: an item has ended, and its next attempt is due then, or others may go."""
+        """Poll for work in `after` seconds: an item ended, and its retry is due then, or other items are allowed."""
         with self._changed:
             self._poll_at = min(self._poll_at, time.monotonic() + after)
             self._changed.notify()
@@ -110,14 +113,14 @@ class Publisher:
         return self.transport.trouble or self._standstill()
 
     def _standstill(self) -> str | None:
-        """Where the thread stands in a round that has taken too long: each wait in it has a limit of its own."""
+        """Return which line the thread executes if its round takes too long, else None. Each wait has its own limit."""
         seconds = time.monotonic() - self._round_began
         if seconds < STANDSTILL_SECONDS or self._thread is None:
             return None
         return f"its publisher has stood still for {seconds:.0f} s, at {place_of(self._thread.ident)}"
 
     def close(self, timeout: float) -> bool:
-        """Publish what was added, and end; return False when that takes longer than `timeout` seconds."""
+        """Publish the added messages and jobs, and end the thread; return False after `timeout` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -137,7 +140,7 @@ class Publisher:
         while True:
             self._round_began = time.monotonic()
             try:
-                # First: nothing is claimed while nothing can be published.
+                # This comes first, so that nothing is claimed while the broker is away.
                 self.transport.serve(reconnect=self._polls and not self._closing)
                 with self._rounds:
                     worked = self._round(*self._take_added())
@@ -157,7 +160,7 @@ class Publisher:
                 self._wait_for_work()
 
     def _hold_up(self, error: Exception) -> None:
-        """Have others publish what was added, if this process can't reach the broker, and pause."""
+        """Log the error and pause. Leave the added messages to other processes if the broker can't be reached."""
         _log_outage(error)
         if isinstance(error, Unreachable):
             self._queue_added()
@@ -165,7 +168,7 @@ class Publisher:
             time.sleep(POLL_SECONDS)
 
     def _end(self) -> None:
-        """Settle what is published, and end the leases; without a database all claims lapse."""
+        """Delete the outbox rows of confirmed messages, and end the leases. Without a database all claims lapse."""
         if min(self._relay.settle_at, self.leases.due) < math.inf:
             with suppress(psycopg.Error, PoolTimeout), self.process.pool.connection(CLOSE_SECONDS) as conn:
                 self._relay.settle(conn)
@@ -173,7 +176,7 @@ class Publisher:
         self.transport.close()
 
     def _queue_added(self) -> None:
-        """Put what was added into the outbox; without a database its leases lapse."""
+        """Put the added messages into the outbox. Without a database their leases lapse."""
         with self._changed:
             added, self._added = list(self._added), deque()
         if added:
@@ -192,7 +195,7 @@ class Publisher:
         return self.leases.held(added), jobs
 
     def _wait_for_work(self) -> None:
-        """Wait until something is added, a full queue has room again, or the poll is due."""
+        """Wait until a message or job is added, a full queue has room again, or the poll is due."""
         polls = self._polls and (self.transport.trouble is not None or not self.process.idle)
         self._looks = True
         end = time.monotonic() + (POLL_SECONDS if polls else SENDER_POLL_SECONDS)
@@ -219,13 +222,13 @@ class Publisher:
         return found
 
     def _round(self, added: list[Outgoing], jobs: list[int]) -> bool:
-        """Publish one batch of each kind of work; return whether there was any."""
+        """Publish one batch of each kind of work; return whether anything was published."""
         now = time.monotonic()
         settles, maintains = self._relay.settle_at <= now, self.leases.due <= now
         if not (added or jobs or settles or maintains or self._looks):
             return False
         with self.process.pool.connection() as conn:
-            # Where nobody polls, what is left for later would be left for good.
+            # A process that does not poll would never publish the messages that it leaves for later.
             polls = self._polls and not self._closing
             publish = self._relay.publish_sends_with_room if polls else self._relay.publish_sends
             with self.leases.publishing(added):

@@ -1,8 +1,8 @@
-"""Publishes outbox rows and jobs' bulk items. Only what the broker confirms counts as published.
+"""Publishes outbox rows and jobs' bulk items. Only messages that the broker confirms count as published.
 
-Bulk items are counted by their job's watermark, which only moves forward; an outbox row is deleted. A send under a
-lease is the exception: it counts as published from when it is stored, and gets a row in the outbox if it can't be
-published.
+A bulk item is published when its job's watermark, which only moves forward, has passed it; an outbox message when its
+row is deleted. A send under a lease is an exception: it counts as published when it is stored, and gets an outbox row
+if it can't be published.
 """
 
 import logging
@@ -34,47 +34,49 @@ from callboard.sql.writes.lanes import ClaimTakenOver, renew_claim
 log = logging.getLogger("callboard.publisher")
 _log_refusal = OutageLog(log, "the broker refuses messages; they are tried again and nothing is lost: %s")
 
-_log_kept = OutageLog(log, "messages wait for what keeps the row of their job; others are published meanwhile: %s")
+_log_kept = OutageLog(log, "messages wait because the row of their job can't be written; others are published: %s")
 
-#: Messages of the outbox that are claimed at a time.
+#: The most outbox messages that are claimed at a time.
 OUTBOX_BATCH_MESSAGES = 500
-#: Looks in a row at jobs in turn of which others have locked the rows, until the next poll, and seconds between two.
+#: How often in a row the publisher tries jobs in turn whose rows are locked, until the next poll, and the seconds
+#: between two tries.
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
-#: Seconds after which refused messages are published again, behind all others that are due.
+#: Seconds after which refused messages are published again, after all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
-#: Seconds until a job is claimed again whose claim a trigger of the user's has refused; ten times as long as that took,
-#: if it is more.
+#: Seconds until a job is claimed again after a user's trigger refused its claim; at least ten times the duration of
+#: that claim.
 REFUSED_CLAIM_SECONDS = 5.0
-#: Seconds between two looks at locked jobs of which messages are confirmed; until their rows are deleted, the claims of
-#: these messages are renewed, so that nobody sends them again.
+#: Seconds between two tries to delete the rows of confirmed messages whose jobs are locked. Until then the claims of
+#: these messages are renewed, so that no process publishes them again.
 SETTLE_PAUSE_SECONDS = 1.0
 
 
 class _QueueRefused(RuntimeError):
-    """The broker takes no message for a queue at present; it may take messages for others."""
+    """The broker takes no message for a queue at present; it may take messages for other queues."""
 
 
 @dataclass(slots=True)
 class Relay:
-    """See the module. Each method raises Unreachable when the broker can't be reached, and gives its claim back.
+    """See the module. A method that can't reach the broker releases its claims and raises Unreachable.
 
-    Claims are renewed while the broker is slow. A message that can't be published fails its item, and no other.
+    Claims are renewed while the broker is slow. If a message can never be published, only its item fails.
     """
 
     transport: Transport
     backlogs: QueueBacklogs
     leases: SendLeases
-    _unsettled: list[Outgoing] = field(default_factory=list)  # confirmed, of jobs that another transaction has locked
-    settle_at: float = math.inf  # monotonic: when to call `settle` for these
+    _unsettled: list[Outgoing] = field(default_factory=list)  # confirmed, but their rows can't be deleted yet
+    settle_at: float = math.inf  # monotonic: when to call `settle`
     _locked_looks: int = 0  # in a row
-    _refused: dict[int, float] = field(default_factory=dict)  # jobs that are not claimed until then (monotonic)
+    _refused: dict[int, float] = field(default_factory=dict)  # {job: monotonic time until which it is not claimed}
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
     def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None) -> int:
-        """Publish messages whose outbox rows are claimed, and settle the rows; return how many rows that were.
+        """Publish messages whose outbox rows are claimed, and delete the rows; return how many rows were deleted.
 
-        `claim` is that of the job in whose turn they are published, if any; then raises _QueueRefused if none is taken.
+        `claim`: the claim of the job in whose turn they are published, if any; with it, raises _QueueRefused if the
+        broker takes none of them.
         """
         sent, unsent, broken, failure = self._publish(conn, batch, claim)
         if sent:
@@ -98,8 +100,8 @@ class Relay:
     def _publish(
         self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None
     ) -> tuple[list[Outgoing], list[Outgoing], list[tuple[Outgoing, Unpublishable]], Unreachable | None]:
-        """Publish messages of the outbox, or sends of this process; return what is confirmed, what is not, what never
-        can be published, and why the broker can't be reached, if it can't.
+        """Publish outbox messages, or sends of this process. Returns the confirmed messages, the unconfirmed ones,
+        those that can never be published, and the error if the broker can't be reached, else None.
         """
         failure: Unreachable | None = None
         try:
@@ -117,25 +119,25 @@ class Relay:
         self.backlogs.count_messages(out.queue for out in sent)
 
     def settle(self, conn: Conn) -> None:
-        """Delete the rows of confirmed messages whose jobs other transactions had locked. Those that still can't be
-        deleted are claimed for longer.
+        """Delete the rows of confirmed messages whose jobs other transactions had locked. The claims of rows that still
+        can't be deleted are renewed.
         """
         if not self._unsettled:
             return
-        free, locked = _split(conn, self._unsettled)
+        free, locked = _by_lock(conn, self._unsettled)
         self._unsettled, self.settle_at = [], math.inf
         self._put_off(locked)
         self._delete(conn, free)
         publishing.renew_outbox(conn, self._unsettled)
 
     def _delete(self, conn: Conn, sent: Sequence[Outgoing]) -> None:
-        """Delete the rows of confirmed messages; put off those of jobs that another transaction has locked, or that a
-        trigger of the user's keeps from being written.
+        """Delete the rows of confirmed messages. Rows are put off if another transaction has locked their job, or a
+        user's trigger refuses its update.
         """
         try:
             publishing.confirm_outbox(conn, sent)
         except (LockNotAvailable, *DATA_ERRORS):
-            free, locked = _split(conn, [replace(out, args=b"", options=None) for out in sent])
+            free, locked = _by_lock(conn, [replace(out, args=b"", options=None) for out in sent])
             for job, found in groupby(sorted(free, key=lambda out: out.job), lambda out: out.job):
                 of_job = list(found)
                 try:
@@ -146,8 +148,8 @@ class Relay:
             self._put_off(locked)
 
     def _passed_jobs(self) -> list[int]:
-        """The jobs that are passed over for a while: a trigger of the user's has refused their claim, or they wait for
-        `settle`. Until then no more of these is published, so that few messages wait.
+        """Return the jobs that are passed over for a while: a user's trigger refused their claim, or confirmed messages
+        of theirs wait for `settle`. No more of their messages are published meanwhile, so that few wait.
         """
         now = time.monotonic()
         self._refused = {job: until for job, until in self._refused.items() if until > now}
@@ -161,8 +163,8 @@ class Relay:
     # What this process sends -----------------------------------------------------------------------------------------
 
     def publish_sends(self, conn: Conn, batch: Sequence[Outgoing]) -> int:
-        """Publish sends of this process, which has a lease of each; return how many are published, or never will be.
-        The others go into the outbox.
+        """Publish sends of this process, which hold a lease each. Returns how many are confirmed, or can never be
+        published; the others are put into the outbox.
         """
         sent, unsent, broken, failure = self._publish(conn, batch)
         self.leases.settle(sent)
@@ -179,8 +181,8 @@ class Relay:
         return len(sent) + len(broken)
 
     def publish_sends_with_room(self, conn: Conn, batch: Sequence[Outgoing]) -> int:
-        """Publish as many sends of this process as their queues have room for; return how many that were. The others
-        wait for the turn of their job, as all do.
+        """Publish as many sends of this process as their queues have room for; return how many. The others are put into
+        the outbox, and wait for the turn of their job.
         """
         try:
             rooms = {queue: self.backlogs.room(queue) for queue in {out.queue for out in batch}}
@@ -196,8 +198,8 @@ class Relay:
         return self.publish_sends(conn, now) if now else 0
 
     def queue_sends(self, conn: Conn, batch: Sequence[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:
-        """Put sends of this process into the outbox; see `sends.queue_sends`. The leases of a job that another
-        transaction has locked, or that a trigger of the user's keeps from being written, are left to lapse.
+        """Put sends of this process into the outbox; see `sends.queue_sends`. If another transaction has locked their
+        job, or a user's trigger refuses its update, their leases are left to expire.
         """
         for _, group in groupby(sorted(batch, key=lambda out: out.job), lambda out: out.job):
             queued = list(group)
@@ -208,10 +210,10 @@ class Relay:
     # Jobs in their turn ----------------------------------------------------------------------------------------------
 
     def publish_due(self, conn: Conn) -> bool:
-        """Publish a batch of what is due in the outbox, and the next job in turn; return whether there was any, or soon
-        may be.
+        """Publish a batch of due outbox messages, and the next job in turn. Returns whether anything was published, or
+        may be soon.
 
-        A queue that has no room is passed over.
+        A queue without room is passed over.
         """
         self.backlogs.poll_full_queues()
         passed = self._passed_jobs()
@@ -228,9 +230,9 @@ class Relay:
         return self._publish_next_job(conn) or published > 0
 
     def _publish_next_job(self, conn: Conn) -> bool:
-        """Publish the next job in turn whose queue has room; return whether there was one. The record of outcomes may
-        have locked the rows of all of them: then pause, and return True, so that the next round looks again after it
-        has published what else is due. After LOCKED_JOB_LOOKS of these return False.
+        """Publish the next job in turn whose queue has room; return whether there was one. Transactions that record
+        outcomes may have locked the rows of all these jobs: then pause, and return True, so that the next round tries
+        again after its other work. Returns False after `LOCKED_JOB_LOOKS` such tries.
         """
         passed_over: list[int] = []
         while (published := self.publish_job(conn, None, passed_over)) is False:
@@ -243,9 +245,11 @@ class Relay:
         return self._locked_looks > 0
 
     def publish_job(self, conn: Conn, job: int | None, passed_over: list[int]) -> bool | None:
-        """Claim a job (None: the next in turn), publish as much of it as its queue has room for, release the claim.
+        """Claim a job (None: the next in turn), publish as many of its items as its queue has room for, and release the
+        claim.
 
-        Returns False when nothing was published, and adds the job to `passed_over`; None when there is no job.
+        Returns True if anything was published; False if not, and adds the job to `passed_over`; None when there is no
+        job.
         """
         claim = self._claim(conn, job, passed_over)
         if claim is None:
@@ -275,8 +279,8 @@ class Relay:
         return False
 
     def _claim(self, conn: Conn, job: int | None, passed_over: Sequence[int]) -> PublishClaim | None:
-        """Claim a job; see `publish_job`. One whose claim a trigger of the user's refuses is passed over for a while.
-        Which one that is turns out as the jobs that are due are claimed one by one.
+        """Claim a job; see `publish_job`. A job whose claim a user's trigger refuses is passed over for a while. To
+        find that job, the due jobs are claimed one by one.
         """
         began, full, passed = time.monotonic(), self.backlogs.full_queues(), [*passed_over, *self._passed_jobs()]
         if job in passed:
@@ -293,7 +297,7 @@ class Relay:
         return next(filter(None, claims), None)
 
     def _publish_lanes(self, conn: Conn, claim: PublishClaim, room: int, passed_over: list[int]) -> bool:
-        """Publish what the job's lanes have room for, and release the claim; see `publish_job`."""
+        """Publish as many items as the job's lanes have room for, and release the claim; see `publish_job`."""
         sent = 0
         try:
             for batch in lanes.batches(conn, claim, room):
@@ -309,14 +313,14 @@ class Relay:
         return bool(sent)
 
     def _publish_in_turn(self, conn: Conn, claim: PublishClaim, room: int) -> int:
-        """Publish up to `room` outbox messages that wait for the job's turn; return how many left the outbox."""
+        """Publish up to `room` outbox messages that wait for the job's turn; return how many rows were deleted."""
         if not room or not (claim.in_turn or claim.limited):
             return 0
         batch = publishing.claim_in_turn(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
         return self.publish_outbox(conn, batch, claim) if batch else 0
 
     def _publish_range(self, conn: Conn, claim: PublishClaim, room: int) -> int:
-        """Publish up to `room` bulk items; return the watermark that was reached."""
+        """Publish up to `room` bulk items; return the new watermark."""
         watermark = claim.watermark
         end = min(claim.total, watermark + min(room, 2 * timings.PUBLISH_WINDOW_ITEMS))
         while watermark < end:
@@ -348,20 +352,20 @@ class Relay:
         if batch:
             self.backlogs.count_published(claim.queue, len(items), len(batch))
             metrics.count(lambda m: m.count_published(len(items)))
-        with suppress(LockNotAvailable), transaction(conn):  # of a job that is locked the claim lapses
+        with suppress(LockNotAvailable), transaction(conn):  # the claim of a locked job expires
             _fail(conn, _broken(batch, answers))
             return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)
         return False
 
     def _messages(self, claim: PublishClaim, items: Sequence[Outgoing]) -> list[Outgoing]:
-        """Return the messages that carry these items. What the limits of a job allow now is all that is left of it."""
+        """Return the messages that carry these items. In a job with limits, only items allowed now count as left."""
         if not self.transport.takes_chunks or not items:
             return list(items)
         end = claim.total if claim.allowed is None else items[-1].item + 1
         return into_chunks(items, lambda item: chunk_size(claim, end - item))
 
     def _publish_bulk(self, batch: Sequence[Outgoing]) -> tuple[list[Outgoing], list[Answer]]:
-        """Publish a batch; publish the items of a chunk that can't be published one by one. Raises Unreachable."""
+        """Publish a batch. If a chunk can't be published, its items are published one by one. Raises Unreachable."""
         answers = self.transport.publish(batch)
         chunks = [out for out, _ in _broken(batch, answers) if out.more]
         if not chunks:
@@ -380,7 +384,7 @@ class Relay:
     def _count_answered(
         conn: Conn, claim: PublishClaim, batch: Sequence[Outgoing], answers: Sequence[Answer], stop: int
     ) -> None:
-        """Move the watermark to the first message that isn't answered; items beyond it, up to `stop`, are suspect."""
+        """Move the watermark to the first message that isn't confirmed; items from there to `stop` become suspect."""
         sure = next((n for n, answer in enumerate(answers) if answer is False), len(answers))
         watermark = batch[sure].item if sure < len(batch) else stop
         published = sum(1 + len(out.more) for out in batch[:sure])
@@ -416,8 +420,8 @@ class Relay:
             self.transport.while_waiting = None
 
 
-def _split(conn: Conn, sent: Sequence[Outgoing]) -> tuple[list[Outgoing], list[Outgoing]]:
-    """Return the messages of jobs that nobody else has locked, and the others."""
+def _by_lock(conn: Conn, sent: Sequence[Outgoing]) -> tuple[list[Outgoing], list[Outgoing]]:
+    """Return the messages of unlocked jobs, and the messages of jobs that another transaction has locked."""
     locked = outcomes.locked_jobs(conn, [(out.job, out.item) for out in sent])
     return [out for out in sent if out.job not in locked], [out for out in sent if out.job in locked]
 
@@ -436,13 +440,13 @@ def _fail(conn: Conn, broken: Sequence[tuple[Outgoing, Unpublishable]]) -> None:
         failure = replace(describe(error), error_type=type(error).__name__, place="")
         events[out.job, out.item] = Event(out.job, out.item, out.attempt, "failed", 0.0, now, None, failure=failure)
     (first, why), others = broken[0], len(events) - 1
-    said = "item %d/%d and %d others fail, since their messages can't be published: %s"
-    log.error(said, first.job, first.item, others, why)
+    text = "item %d/%d and %d others fail, since their messages can't be published: %s"
+    log.error(text, first.job, first.item, others, why)
     outcomes.record(conn, events.values(), now)
 
 
 def _pause(room: int) -> float:
-    """Return the seconds until a job of which nothing was published has its turn again: 0 if its queue was full."""
+    """Return the seconds until the next turn of a job of which nothing was published; 0 if its queue was full."""
     return timings.TURN_PAUSE_SECONDS if room > 0 else 0.0
 
 

@@ -1,8 +1,8 @@
-"""The leases under which this process stores plain sends that it publishes at once: see the table `send_leases`.
+"""The leases under which this process stores the plain sends that it publishes itself: see the table `send_leases`.
 
-A lease is of one job. Sends join it for two seconds. The publisher renews it while one of them is not published, and
-ends it when all are. If this process vanishes, the lease lapses, and the sweep puts its sends into the outbox. So a
-send costs no row there.
+A lease belongs to one job. Sends join it for two seconds. The publisher renews it while one of its sends is not
+published, and ends it when all are. If this process dies, the lease expires, and the sweep puts its sends into the
+outbox. So a send normally needs no outbox row.
 """
 
 import math
@@ -21,18 +21,19 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import sends
 
-#: Seconds for which sends join a lease; after so many, it is renewed if one of them is still to be published.
+#: Seconds for which sends join a lease. After that, it is renewed if one of them is not yet published.
 JOIN_SECONDS = timings.PUBLISH_LEASE_SECONDS / 4
-#: Seconds for which this process publishes sends after their lease began or was renewed: the lease holds for longer.
+#: Seconds for which this process publishes sends after their lease began or was renewed. The lease itself is valid for
+#: longer.
 HOLD_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
-#: The least seconds between two looks at what is due.
+#: The least seconds between two calls of `SendLeases.maintain`.
 PAUSE_SECONDS = 0.25
 
 
 @dataclass(slots=True)
 class Lease:
-    """A lease. Its times are monotonic, and were taken before the statement that began or renewed it. A lease that is
-    `lost` is left to lapse: nobody knows what was stored or published under it.
+    """A lease. Its times are monotonic, and were taken before the statement that began or renewed it. A `lost` lease is
+    left to expire, because it is unknown which sends were stored or published under it.
     """
 
     job: int
@@ -44,7 +45,7 @@ class Lease:
 
     @property
     def due(self) -> float:
-        """The time when it is to be ended, renewed or, if it is lost, forgotten."""
+        """When the lease must be ended, renewed or, if it is lost, forgotten."""
         if self.lost:
             return self.renewed + timings.PUBLISH_LEASE_SECONDS
         return (self.renewed if self.unpublished else self.opened) + JOIN_SECONDS
@@ -55,13 +56,13 @@ class SendLeases:
     """See the module. The journal's thread joins leases; the publisher's renews and ends them."""
 
     _leases: dict[int, Lease] = field(default_factory=dict)  # by number
-    _newest: dict[int, int] = field(default_factory=dict)  # of each job: its number; sends may join it, while it is new
+    _newest: dict[int, int] = field(default_factory=dict)  # {job: number of its newest lease}, which sends may join
     _due: float = math.inf
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def joining(self, jobs: Collection[int]) -> Iterator[list[int]]:
-        """Yield the leases that sends of these jobs may join; they do not end within the block, which stores sends."""
+        """Yield the leases that sends of these jobs may join. They do not end in the block, which stores the sends."""
         with self._lock:
             oldest = time.monotonic() - JOIN_SECONDS
             newest = {self._newest[job] for job in jobs if job in self._newest}
@@ -82,7 +83,7 @@ class SendLeases:
                         self._lose(number)
 
     def add(self, lease: int | None, job: int, began: float) -> None:
-        """Note that a send was stored under a lease, if any, by a statement that began at this monotonic time."""
+        """Count a send that was stored under `lease`, if any; `began`: the monotonic start of its statement."""
         if lease is None:
             return
         with self._lock:
@@ -94,8 +95,8 @@ class SendLeases:
 
     @contextmanager
     def publishing(self, batch: Sequence[Outgoing]) -> Iterator[None]:
-        """Publish and settle these sends in the block. After an error that leaves unknown which of them are published,
-        their leases are lost.
+        """Publish and settle these sends in the block. After any error except Unreachable it is unknown which of them
+        are published, so their leases are lost.
         """
         try:
             yield
@@ -106,15 +107,16 @@ class SendLeases:
             raise
 
     def settle(self, batch: Iterable[Outgoing]) -> None:
-        """Note that sends are published, or have rows in the outbox."""
+        """Count sends that are published, or have outbox rows now."""
         with self._lock:
             for out in batch:
                 if out.lease in self._leases:
                     self._leases[out.lease].unpublished -= 1
 
     def held(self, batch: Iterable[Outgoing]) -> list[Outgoing]:
-        """Return the sends whose lease holds for certain. The leases of the others are lost: the sweep sends these as
-        suspect. A copy from here would not be suspect, and would run without asking whether the other copy has run.
+        """Return the sends whose lease is certainly valid. The leases of the others are lost: the sweep publishes these
+        sends as suspect. A message from here would not be suspect, and would run without a check whether the sweep's
+        message has run.
         """
         oldest = time.monotonic() - HOLD_SECONDS
         held: list[Outgoing] = []
@@ -133,12 +135,12 @@ class SendLeases:
 
     @property
     def due(self) -> float:
-        """The monotonic time when `maintain` has something to do, or earlier; infinity: there is no lease."""
+        """The monotonic time when `maintain` must be called next; infinity: there is no lease."""
         return self._due
 
     def maintain(self, conn: Conn, *, closing: bool = False) -> None:
-        """End the leases that no send joins any more and whose sends are all published; renew the others in time.
-        `closing`: no send joins any lease from now on.
+        """End the leases that take no more sends and whose sends are all published; renew the others in time.
+        `closing`: no lease takes more sends.
         """
         now = time.monotonic()
         with self._lock:
@@ -157,17 +159,17 @@ class SendLeases:
                     due[number].renewed = now
                 else:
                     self._lose(number)
-            # A lease that sends are joining stays due for as long as their statement waits.
+            # While a statement that joins sends to a lease waits, that lease stays due.
             next_due = min((lease.due for lease in self._leases.values()), default=math.inf)
             self._due = max(next_due, now + PAUSE_SECONDS)
 
     def _lose(self, number: int) -> None:
-        """Leave a lease to lapse; called with the lock."""
+        """Leave a lease to expire. The caller holds the lock."""
         self._leases[number].lost = True
         self._forget(number)
 
     def _forget(self, number: int) -> None:
-        """Have no send join a lease any more; called with the lock."""
+        """Let no more sends join a lease. The caller holds the lock."""
         job = self._leases[number].job
         if self._newest.get(job) == number:
             del self._newest[job]

@@ -1,4 +1,4 @@
-"""How messages get onto a broker: its own `enqueue` for any broker; `rabbitmq.confirms` has the one for RabbitMQ."""
+"""Publishes messages to a broker by its own `enqueue`. For RabbitMQ see `rabbitmq.confirms`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -14,22 +14,24 @@ from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import reason
 from callboard.sql.rows import Outgoing
 
-#: The name of a broker of one process.
+#: The name of an in-process broker.
 IN_PROCESS = "a broker within its process"
-#: Whether this thread publishes what is stored: its hooks have run when it was sent.
+#: Whether this thread publishes a stored message, whose hooks already ran when it was sent.
 publishing: ContextVar[bool] = ContextVar("callboard_publishing", default=False)
 
 
 class Unpublishable(ValueError):
-    """A message can never be published: it can't be encoded, or the broker does not take it."""
+    """A message can never be published: it can't be encoded, or the broker rejects it."""
 
 
-#: The answer to a message: the broker has confirmed it, or has not taken it now, or never takes it.
+#: The answer to a message: True: confirmed; False: not taken this time; Unpublishable: never taken.
 Answer: TypeAlias = bool | Unpublishable
 
 
 class Unreachable(RuntimeError):
-    """The broker can't be reached, or doesn't answer. `answers` are those to the batch; what is unknown is False."""
+    """The broker can't be reached, or doesn't answer. `answers` are the answers to the first messages of the batch; an
+    unknown answer is False.
+    """
 
     def __init__(self, why: str, answers: Sequence[Answer] = ()) -> None:
         super().__init__(why)
@@ -39,7 +41,7 @@ class Unreachable(RuntimeError):
 class Transport(Protocol):
     """A broker as the publisher uses it. It belongs to one thread; any thread may read `trouble`."""
 
-    takes_chunks: bool  # the broker's consumers take messages that carry many items apart
+    takes_chunks: bool  # the broker's consumers can read messages that carry many items
     in_order: bool  # a queue delivers its messages in the order in which they were published
     while_waiting: Callable[[], None] | None  # called every few seconds while a call waits for the broker
 
@@ -50,23 +52,23 @@ class Transport(Protocol):
     def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         """Publish a batch; return an answer for each message. Raises Unreachable.
 
-        All messages are encoded before the first is published, so one that can't be does not stop the others.
+        A message that can't be encoded does not stop the others.
         """
 
     def depth(self, queue: str) -> int | None:
         """Return how many messages are ready in a queue; None when the broker can't tell. Raises Unreachable."""
 
     def name(self) -> str | None:
-        """Return which broker it is, however it is addressed; None when the broker can't tell. Raises Unreachable."""
+        """Return the broker's name, the same for each of its addresses; None when it has none. Raises Unreachable."""
 
     def gave_name(self, name: str) -> bool:
-        """Return whether the broker gave this `name` to a worker: a cluster may have several. Raises Unreachable."""
+        """Return whether this `name` is one of the broker's: a cluster may have several. Raises Unreachable."""
 
     def serve(self, *, reconnect: bool = False) -> None:
-        """Process what the connection has to do (heartbeats), without waiting.
+        """Process the connection's events (heartbeats), without waiting.
 
-        With `reconnect` a lost connection is opened again, which updates `trouble`; then it raises Unreachable when
-        nothing can be published.
+        With `reconnect` a lost connection is opened again, which updates `trouble`; raises Unreachable if nothing can
+        be published.
         """
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ class Transport(Protocol):
 
 
 class EnqueueTransport:
-    """Publishes by a broker's `enqueue`, whose return is the confirmation: in-process, Redis, or any other broker."""
+    """Publishes by the `enqueue` of any broker, such as Redis. A call that returns counts as confirmed."""
 
     in_order = takes_chunks = False
 
@@ -111,7 +113,7 @@ class EnqueueTransport:
         try:
             self._enqueue(message)
         except QueueNotFound:
-            return False  # it may be declared later
+            return False  # the queue may be declared later
         finally:
             publishing.reset(token)
         return True
@@ -127,7 +129,7 @@ class EnqueueTransport:
         try:
             return int(redis.client.llen(f"{redis.namespace}:{queue}"))
         except Exception as error:
-            self.trouble = f"Redis does not tell how long the queue {queue!r} is: {reason(error)}"
+            self.trouble = f"Redis can't return the length of the queue {queue!r}: {reason(error)}"
             raise Unreachable(self.trouble) from error
 
     def name(self) -> str | None:
@@ -137,8 +139,8 @@ class EnqueueTransport:
         return "Redis" if self._is_redis() else None
 
     def _is_redis(self) -> bool:
-        dramatiqs = sys.modules.get("dramatiq.brokers.redis")  # to import it takes Redis's client, which may be missing
-        return dramatiqs is not None and isinstance(self._broker, dramatiqs.RedisBroker)
+        stock = sys.modules.get("dramatiq.brokers.redis")  # its import needs Redis's client, which may be missing
+        return stock is not None and isinstance(self._broker, stock.RedisBroker)
 
     def gave_name(self, name: str) -> bool:
         """See Transport."""
@@ -152,6 +154,6 @@ class EnqueueTransport:
 
 
 def cannot_encode(error: Exception) -> Unpublishable:
-    """Return the error of a message whose encoding raised `error`."""
+    """Return the answer to a message whose encoding raised `error`."""
     found = describe(error)
     return Unpublishable(f"the message can't be encoded: {found.error_type}: {found.message}")
