@@ -1,1 +1,1 @@
-"""After the end of a job or a stage: messages and webhooks are delivered, the next stage's items are made."""
+"""When a job or a stage ends: delivers its messages and webhooks, and makes the items of the next stage."""

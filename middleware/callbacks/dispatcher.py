@@ -1,8 +1,7 @@
-"""Delivers the callbacks that ends of jobs queued: messages to actors once, webhooks at least once.
+"""Delivers the callbacks of ended jobs: messages to actors once, webhooks at least once.
 
-Any process does it. One thread claims what is due and sends the messages. Each webhook has a thread of its own for as
-long as it lasts, so a receiver that answers slowly or never holds up no other. An error here affects no job and no
-worker.
+Any process can do this. One thread claims the due callbacks and sends the messages. Each webhook runs in a thread of
+its own, so a slow receiver does not delay the others. An error here affects no job and no worker.
 """
 
 import json
@@ -34,11 +33,11 @@ log = logging.getLogger("callboard.callbacks")
 _log_outage = OutageLog(log, "callbacks wait for the database; none is lost: %s")
 _log_failure = OutageLog(log, "%s; it is tried again")
 
-#: The most webhooks that a process delivers at the same time: in all, and to one host.
+#: The most webhooks that a process delivers at the same time, in all and to one host.
 WEBHOOKS_AT_ONCE, WEBHOOKS_PER_HOST = 8, 2
-#: Messages that are claimed at a time.
+#: The most messages that are claimed at a time.
 BATCH_MESSAGES = 50
-#: Seconds before the second try; they double with each try, up to the longest.
+#: Backoff: seconds before the second try, doubled with each try, up to the longest.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 3_600.0
 _random = SystemRandom()
 
@@ -48,25 +47,25 @@ class CallbackDispatcher:
     """See the module."""
 
     process: Process
-    _posts: dict[threading.Thread, str] = field(default_factory=dict)  # and the host that each posts to
-    _served: dict[bool, Callback] = field(default_factory=dict)  # the last one: a webhook, or not
+    _posts: dict[threading.Thread, str] = field(default_factory=dict)  # {thread of a webhook: its host}
+    _served: dict[bool, Callback] = field(default_factory=dict)  # {is it a webhook: the callback that was served last}
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
         self._periodic = Periodic("callbacks", UNASKED_SECONDS, self._step, _log_outage)
 
     def start(self) -> None:
-        """Deliver callbacks from now on, now and when woken."""
+        """Start to deliver callbacks: now, and whenever `wake` is called."""
         self._periodic.start()
         self.wake()
 
     def wake(self) -> None:
-        """Deliver what is due."""
+        """Deliver the due callbacks soon."""
         self._periodic.wake()
 
     def close(self, timeout: float) -> None:
-        """Begin no further delivery, and wait at most `timeout` seconds for those under way: the claim of one that is
-        not recorded lapses, and another process delivers it again.
+        """Begin no more deliveries, and wait at most `timeout` seconds for those that run. If one is not recorded by
+        then, its claim expires, and another process delivers it again.
         """
         deadline = time.monotonic() + timeout
         self._periodic.stop(timeout)
@@ -77,7 +76,7 @@ class CallbackDispatcher:
         return None if self.process.stopping else self.process.write(self.turn)
 
     def turn(self, conn: Conn) -> float | None:
-        """Begin what is due; return 0 if there may be more, else None."""
+        """Begin the due deliveries; return 0 if there may be more, else None."""
         messages = self._claim(conn, webhooks=False, limit=BATCH_MESSAGES, full=[])
         for callback in messages:
             self._send(conn, callback)
@@ -87,7 +86,7 @@ class CallbackDispatcher:
         return 0 if messages else None
 
     def _claim(self, conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str]) -> list[Callback]:
-        """Claim callbacks of hosts and tenants in turn: first of those that come after the one that was served last."""
+        """Claim callbacks of hosts and tenants in turn: first those that come after the one that was served last."""
         claim = partial(callbacks.claim_callbacks, conn, webhooks=webhooks, limit=limit, full=full)
         last = self._served.get(webhooks)
         found = (last and claim(after=last)) or claim()
@@ -101,7 +100,7 @@ class CallbackDispatcher:
             _add_item(conn, callback)
 
     def _post_next(self, conn: Conn) -> bool:
-        """Begin a webhook whose host has fewer than its share; return False if none is due."""
+        """Begin a webhook to a host with fewer than `WEBHOOKS_PER_HOST` running; return False if none is due."""
         full = [host for host, posts in Counter(self._posts.values()).items() if posts >= WEBHOOKS_PER_HOST]
         claimed = self._claim(conn, webhooks=True, limit=1, full=full)
         for callback in claimed:
@@ -114,7 +113,7 @@ class CallbackDispatcher:
         return bool(claimed)
 
     def _deliver(self, callback: Callback, body: bytes) -> None:
-        """Post a webhook and record what came of it, when the database answers."""
+        """Post a webhook, then record the result, retrying until the database answers."""
         failure = _post(callback, body)
         with suppress(Stopping):
             self.process.retry_write(lambda conn: _record(conn, callback, failure), _log_outage)
@@ -149,17 +148,18 @@ def _record(conn: Conn, callback: Callback, failure: Undelivered | None) -> None
 
 @contextmanager
 def _recording_failure(conn: Conn, callback: Callback) -> Iterator[None]:
-    """Record an error of the block as a failed try; raise it if the database is away, since that is no try."""
+    """Record an error of the block as a failed try. Raises a TRANSIENT error of the database, which is no try."""
     try:
         yield
     except TRANSIENT:
         raise
-    except Exception as error:  # noqa: BLE001 — whatever it is, the others go on
+    except Exception as error:  # noqa: BLE001 — the other callbacks go on after any error
         _record(conn, callback, _as_undelivered(error))
 
 
 def payload(conn: Conn, callback: Callback) -> dict[str, Any]:
-    """The body of a callback: the job as the API gave it when it ended, with `job` its id and `id` the callback's.
+    """Return the body of a callback: the job as the API showed it when it ended, with the job's id in `job`, and the
+    callback's id in `id`.
 
     Raises Undelivered if the job was deleted.
     """
@@ -170,13 +170,15 @@ def payload(conn: Conn, callback: Callback) -> dict[str, Any]:
 
 
 def retry_pause(tries: int) -> float:
-    """Seconds until the next try after so many: doubling, half of them random so that callbacks spread."""
+    """Return the seconds until the next try after `tries`: an exponential backoff, half of it random."""
     longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries - 1, 30), LONGEST_PAUSE_SECONDS)
     return longest / 2 + _random.uniform(0, longest / 2)
 
 
 def _add_item(conn: Conn, callback: Callback) -> None:
-    """Lock order: jobs by id, then the callback; see the statement mark_delivered."""
+    """Add the callback's item to the standing job. Lock order: jobs by id, then the callback; see the statement
+    mark_delivered.
+    """
     actor, queue = callback.actor or "", callback.queue or ""
     args = envelope.encode_args((payload(conn, callback),), {})
     job = sends.standing_job(conn, actor, queue)

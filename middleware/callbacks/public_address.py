@@ -1,4 +1,4 @@
-"""Connects to public addresses only, and within a deadline: URLs of webhooks are named by others."""
+"""Connects to public addresses only, and within a deadline, because users choose the URLs of webhooks."""
 
 import ipaddress
 import socket
@@ -9,12 +9,12 @@ from typing import Any
 
 import httpcore
 
-#: IPv6 addresses that a NAT64 translates to the IPv4 address in their last 32 bits.
+#: IPv6 addresses that NAT64 translates to the IPv4 address in their last 32 bits.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-#: Addresses for use within a network that `ipaddress` takes for public: site-local ones, and, of those that are
-#: assigned to protocols, all that Python 3.11 does not name.
+#: Private addresses that `ipaddress` calls public: site-local ones, and the IETF protocol assignments, most of which
+#: Python 3.11 does not know.
 NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("fec0::/10", "192.0.0.0/24")))
-#: Bytes that are sent between two looks at the deadline.
+#: Bytes that are sent between two checks of the deadline.
 WRITE_BYTES = 16_384
 
 
@@ -25,7 +25,7 @@ class NotPublic(httpcore.ConnectError):
 def is_public(text: str) -> bool:
     """Return whether an IP address is public."""
     found = ipaddress.ip_address(text)
-    if isinstance(found, ipaddress.IPv6Address):  # it may stand for an IPv4 address
+    if isinstance(found, ipaddress.IPv6Address):  # it may contain an IPv4 address
         if found in NAT64:
             found = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
         else:
@@ -35,10 +35,10 @@ def is_public(text: str) -> bool:
 
 
 class PublicBackend(httpcore.NetworkBackend):
-    """Connects to public addresses only, or to any (`private`), and allows nothing after `deadline` (monotonic).
+    """Connects to public addresses only, or to any (`private`). Every operation fails after `deadline` (monotonic).
 
-    A name is resolved once, and the connection goes to an address that was checked, so a name that resolves to another
-    address a moment later is no way around it. Raises httpcore's errors.
+    A name is resolved once, and the connection uses an address that was checked, so DNS rebinding can't bypass the
+    check. Raises httpcore's errors.
     """
 
     def __init__(self, deadline: float, *, private: bool) -> None:
@@ -50,7 +50,7 @@ class PublicBackend(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
-        """Try the host's addresses in turn; raises NotPublic if none is allowed."""
+        """Connect to the first of the host's allowed addresses that answers. Raises NotPublic if none is allowed."""
         failure: Exception = NotPublic(f"the host {host} has no address")
         for address in self._addresses(host, port):
             try:
@@ -71,23 +71,23 @@ class PublicBackend(httpcore.NetworkBackend):
         addresses = list(dict.fromkeys(str(place[4][0]) for place in found))
         allowed = [address for address in addresses if self._private or is_public(address)]
         if addresses and not allowed:
-            # Without the address: the error is shown to the tenant, who may have named a host of this network.
+            # The text does not contain the address: the tenant sees it, and may have named a host of this network.
             raise NotPublic(
-                f"{host} is at no public address; webhooks to others need CALLBOARD_WEBHOOK_PRIVATE=on where the "
+                f"{host} has no public address; webhooks to private ones need CALLBOARD_WEBHOOK_PRIVATE=on where the "
                 "workers run"
             )
         return allowed
 
 
 class DeadlineStream(httpcore.NetworkStream):
-    """A connection that fails at the deadline, however slowly bytes come or go."""
+    """A connection whose operations fail after the deadline, even if bytes still arrive slowly."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return bytes that have come."""
+        """Return the next bytes that arrive, at most `max_bytes`."""
         return self._stream.read(max_bytes, time_left(self._deadline, timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -102,12 +102,12 @@ class DeadlineStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        """Return the connection, encrypted."""
+        """Return the connection with TLS."""
         timeout = time_left(self._deadline, timeout)
         return DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what the connection itself returns."""
+        """Return the underlying connection's info."""
         return self._stream.get_extra_info(info)
 
 

@@ -1,4 +1,4 @@
-"""Makes the items of stages that are due from the results of the stages before, each in a thread of a worker."""
+"""Makes the items of due stages from the results of the previous stage, one worker thread per stage."""
 
 import importlib
 import json
@@ -30,9 +30,9 @@ T = TypeVar("T")
 log = logging.getLogger("callboard.stages")
 _log_outage = OutageLog(log, "the making of a stage waits for the database: %s")
 
-#: Results that are read at a time.
+#: Results that are read per page.
 PAGE_ITEMS = 100
-#: Seconds after which the items made so far are stored, even if they are few.
+#: Seconds after which the new items are stored, even if they are few.
 CHUNK_SECONDS = 1.0
 #: The most stages that a process makes at the same time.
 STAGES_AT_ONCE = 4
@@ -42,19 +42,19 @@ ITEM_CHARACTERS = 100
 
 
 class StopMaking(BaseException):
-    """This worker must not go on making the stage, because it stops, or the job was paused or stopped. It is raised
-    inside the user's function, which does not catch it since it is no Exception.
+    """This worker must stop making the stage: the worker stops, or the job was paused or stopped. It is raised inside
+    the user's function. It is no Exception, so that the function does not catch it.
     """
 
 
 class FewerItems(ValueError):
-    """A function gave fewer items than it did before its worker died."""
+    """A function yielded fewer items than before, when its worker died."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An item of the stage before: its number `item`, its arguments, its `state`, and the `result` of its actor;
-    `unkept`: why that result is not kept.
+    """An item of the previous stage: its number `item`, its arguments, its `state`, and the `result` of its actor;
+    `unkept`: why that result is not kept, or None.
     """
 
     item: int
@@ -67,8 +67,8 @@ class Result:
 
 @dataclass(slots=True)
 class Results:
-    """The items of the stage before, in order and read page by page. To iterate gives those that succeeded; `of` gives
-    those in other states.
+    """The items of the previous stage, in order, read page by page. Iteration yields the succeeded items; `of` yields
+    items in other states.
     """
 
     _page: Callable[[Sequence[str], int], list[tuple[int, bytes, str, str | None, str | None]]]
@@ -77,7 +77,7 @@ class Results:
         return self.of("succeeded")
 
     def of(self, *states: str) -> Iterator[Result]:
-        """Give the items in these states: succeeded, failed, skipped, cancelled. Raises ValueError for another word."""
+        """Yield the items in these states: succeeded, failed, skipped, cancelled. Raises ValueError for others."""
         if strange := sorted(set(states) - set(FINAL)):
             raise ValueError(f"of() takes {', '.join(FINAL)}, not {strange[0]!r}")
         return self._read(states)
@@ -92,8 +92,8 @@ class Results:
 
 @dataclass(slots=True)
 class StageMaker:
-    """See the module. `publish_job` publishes the first items of a job from this process; `actors` are those that this
-    worker has, each with the arguments that it takes (None: nobody knows).
+    """See the module. `publish_job` publishes the first items of a job from this process. `actors`: {actor of this
+    worker: the arguments that it takes, or None if they are not known}.
     """
 
     process: Process
@@ -102,7 +102,7 @@ class StageMaker:
     _threads: dict[int, threading.Thread] = field(default_factory=dict)  # by the job of the stage
 
     def make_due(self, conn: Conn) -> None:
-        """Let jobs of stages follow their stages, and begin the stages that are due, up to four at the same time."""
+        """Update the parent jobs of stages, and begin the due stages, at most `STAGES_AT_ONCE` at the same time."""
         stages.update_parents(conn)
         self._threads = {job: thread for job, thread in self._threads.items() if thread.is_alive()}
         for _ in range(STAGES_AT_ONCE - len(self._threads)):
@@ -117,8 +117,8 @@ class StageMaker:
             self._threads[claim.job] = thread
 
     def close(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the threads, which end soon in a process that stops. A stage that is still
-        claimed then is free when the worker's end is recorded.
+        """Wait at most `timeout` seconds for the threads, which end soon in a process that stops. A claim that is left
+        is released when the worker's end is recorded.
         """
         deadline = time.monotonic() + timeout
         for thread in list(self._threads.values()):
@@ -193,8 +193,8 @@ class StageMaker:
 
 
 def _items(claim: StageClaim, results: Results, given: deque[Any]) -> Iterator[Any]:
-    """Yield the items that the stage's function makes, or else the results; `given` gets each, too. Raises
-    FewerItems.
+    """Yield the items that the stage's function makes, or the results if there is none; append each to `given`, too.
+    Raises FewerItems.
     """
     count = 0
     for item in _call(claim.makes, results):
@@ -222,7 +222,7 @@ def _call(makes: str | None, results: Results) -> Iterable[Any]:
 
 
 def _as_items(results: Results) -> Iterator[Any]:
-    """The results that are not None; raises ValueError for one that is not kept."""
+    """Yield the results that are not None. Raises ValueError for a result that is not kept."""
     for one in results:
         if one.unkept is not None:
             raise ValueError(f"the result of item {one.item} of the stage before is not kept: {one.unkept}")

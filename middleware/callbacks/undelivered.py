@@ -1,8 +1,8 @@
-"""The error of a failed try to deliver a callback."""
+"""The error of a failed delivery of a callback."""
 
 
 class Undelivered(Exception):
-    """A try failed; the message says why. `last`: the receiver wants no other try."""
+    """A try failed; the text says why. `last`: there must be no other try."""
 
     def __init__(self, why: str, *, last: bool = False) -> None:
         super().__init__(why)

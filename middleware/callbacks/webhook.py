@@ -1,4 +1,4 @@
-"""One delivery to a webhook: a POST that is signed, bounded in time, and goes to public addresses only."""
+"""One delivery to a webhook: a signed POST with a time limit, to public addresses only."""
 
 import base64
 import hmac
@@ -15,20 +15,20 @@ from callboard.middleware.callbacks.undelivered import Undelivered
 from callboard.sql import settings
 from callboard.sql.callback_targets import parse_url, redact_url
 
-#: Seconds to connect, seconds between two signs of an answer, and seconds for all of it, at most.
+#: The most seconds to connect, to wait for the next bytes of the answer, and for the whole request.
 CONNECT_SECONDS, ANSWER_SECONDS, TOTAL_SECONDS = 5.0, 10.0, 15.0
 #: The most redirects that are followed, and their statuses.
 REDIRECTS = 3
 REDIRECT_STATUSES = (301, 302, 307, 308)
-#: Made once, since reading the certificates takes a while.
+#: Created once, because reading the certificates takes a while.
 _tls = cache(httpcore.default_ssl_context)
 
 
 def sign(key: bytes, callback_id: str, timestamp: int, body: bytes) -> str:
     """Return the header `webhook-signature` of Standard Webhooks: ``v1,`` and the base64 of the HMAC-SHA256 of the id,
-    the timestamp (Unix seconds) and the body with dots between.
+    the timestamp (Unix seconds) and the body, joined by dots.
 
-    The key comes from CALLBOARD_WEBHOOK_SECRET: what follows ``whsec_`` decoded from base64, or the UTF-8 of a secret
+    The key comes from CALLBOARD_WEBHOOK_SECRET: the base64 after ``whsec_``, decoded; or the UTF-8 bytes of a secret
     without that prefix.
     """
     signed = f"{callback_id}.{timestamp}.".encode() + body
@@ -36,9 +36,9 @@ def sign(key: bytes, callback_id: str, timestamp: int, body: bytes) -> str:
 
 
 def post(url: str, callback_id: str, body: bytes) -> None:
-    """Deliver a callback; any answer of 2xx is a delivery. Raises Undelivered.
+    """Deliver a callback; any answer with a status 2xx is a success. Raises Undelivered.
 
-    A redirect gets the same POST, if a webhook may go where it leads. Without a secret nothing is sent.
+    The same POST follows a redirect, if a webhook may go to its target. Without a secret nothing is sent.
     """
     headers = _headers(callback_id, body)
     deadline = time.monotonic() + TOTAL_SECONDS
@@ -69,7 +69,7 @@ def _headers(callback_id: str, body: bytes) -> dict[str, str]:
 
 
 def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) -> tuple[int, str]:
-    """Send one POST; return the answer's status and where it redirects to (empty: nowhere)."""
+    """Send one POST; return the answer's status and the target of its redirect (empty: none)."""
     backend = PublicBackend(deadline, private=settings.WEBHOOK_PRIVATE.get())
     headers = {"Host": parse_url(url).netloc, **headers}
     timeouts = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": TOTAL_SECONDS}
@@ -77,7 +77,7 @@ def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) ->
         with (
             httpcore.ConnectionPool(_tls(), max_connections=1, network_backend=backend) as pool,
             pool.stream("POST", url, headers=[*headers.items()], content=body, extensions={"timeout": timeouts}) as got,
-        ):  # the body of the answer is not read: it may have no end
+        ):  # the body of the answer is not read: it may be endless
             location = next((value for name, value in got.headers if name.lower() == b"location"), b"")
             return got.status, location.decode("latin-1")
     except httpcore.TimeoutException:
@@ -92,7 +92,7 @@ def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) ->
 
 
 def _redirected(url: str, location: str) -> str:
-    """Return where a redirect leads; raises Undelivered if a webhook may not go there."""
+    """Return the target of a redirect. Raises Undelivered if a webhook may not go there."""
     try:
         target = urljoin(url, location)
         parts = parse_url(target)

@@ -1,4 +1,4 @@
-"""Deletes finished jobs whose time is over, some rows in each round of the sweep."""
+"""Deletes expired finished jobs, some rows in each round of the sweep."""
 
 import logging
 import time
@@ -10,24 +10,24 @@ from callboard.sql.writes import retention
 
 log = logging.getLogger("callboard.sweep")
 
-#: Seconds between two looks for jobs whose time is over.
+#: Seconds between two queries for expired jobs.
 LOOK_SECONDS = 10.0
-#: Seconds of deleting in one round at most, since the sweep has other work.
+#: The most seconds of deleting in one round, because the sweep has other work.
 BUDGET_SECONDS = 0.5
 
 
 @dataclass(slots=True)
 class Retention:
-    """See the module. `keep`: seconds for which a finished job stays that has no `keep` of its own; None: for ever."""
+    """See the module. `keep`: seconds for which a finished job without its own `keep` is kept; None: for ever."""
 
     keep: float | None = field(default_factory=settings.KEEP.get)
     _looked: float | None = None
-    #: When (monotonic) each job is tried again whose own row was locked.
+    #: {job: monotonic time when it is tried again}, for jobs whose own row was locked.
     _locked: dict[int, float] = field(default_factory=dict)
 
     def round(self, conn: Conn) -> None:
-        """Mark the jobs that are due, every 10 s, and delete rows of those that are marked. Raises what `mark_expired`
-        does; the next round goes on.
+        """Mark the expired jobs, every 10 s, and delete rows of the marked jobs. Raises what `mark_expired` raises; the
+        next round goes on.
         """
         now = time.monotonic()
         if self._looked is None or now - self._looked >= LOOK_SECONDS:
@@ -44,7 +44,7 @@ class Retention:
                 return
 
     def _delete(self, conn: Conn, job: int, until: float) -> None:
-        """Delete rows of a job until it is gone, or the time (monotonic) is over."""
+        """Delete rows of a job until none is left, or until the monotonic time `until`."""
         try:
             for _ in retention.delete_rows(conn, job):
                 if time.monotonic() > until:

@@ -105,7 +105,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     post(url, ID, BODY)
     assert [call.headers["Host"] for call in here.calls] == [f"rebinds.example:{here.port}"]
     assert len(named["rebinds.example"]) == 1, "it was looked up once"
-    with pytest.raises(Undelivered, match=r"^rebinds\.example is at no public address") as refused:
+    with pytest.raises(Undelivered, match=r"^rebinds\.example has no public address") as refused:
         post(url, ID, BODY)
     assert "127.0.0.2" not in str(refused.value), "a tenant reads it"
 
@@ -140,10 +140,10 @@ def test_a_redirect_gets_the_same_post(status: int, here: Receiver, only_here: N
 @pytest.mark.parametrize(
     ("location", "says"),
     [
-        ("http://127.0.0.2:1/", "127.0.0.2 is at no public address"),
-        ("http://[::1]:1/", "::1 is at no public address"),
-        ("http://169.254.169.254/latest/meta-data", "169.254.169.254 is at no public address"),
-        ("//10.0.0.1/", "10.0.0.1 is at no public address"), ("file:///etc/passwd", "to where no webhook may go"),
+        ("http://127.0.0.2:1/", "127.0.0.2 has no public address"),
+        ("http://[::1]:1/", "::1 has no public address"),
+        ("http://169.254.169.254/latest/meta-data", "169.254.169.254 has no public address"),
+        ("//10.0.0.1/", "10.0.0.1 has no public address"), ("file:///etc/passwd", "to where no webhook may go"),
         ("http://anna:hunter2@127.0.0.1/", "to where no webhook may go"), ("http://[/", "to where no webhook may go"),
     ],
 )  # fmt: skip
