@@ -1,1 +1,1 @@
-"""Our RabbitMQ broker: consuming, acknowledging, publishing with confirms, and its queues as an operator sees them."""
+"""Our RabbitMQ broker: consumes, acknowledges, publishes with confirms, and reports its queues to operators."""

@@ -1,7 +1,7 @@
-"""Acknowledges what one RabbitMQ channel delivered: in batches, and never for another channel.
+"""Acknowledges the deliveries of one RabbitMQ channel, in batches, and never on another channel.
 
-A delivery tag belongs to the channel it came from. Dramatiq 2.2.1 acknowledges by number, so after a reconnect it can
-acknowledge, and so lose, a message that never ran. An AckTracker ends with its channel.
+A delivery tag is valid only on its own channel. Dramatiq 2.2.1 acknowledges by tag alone, so after a reconnect it can
+acknowledge a message that never ran, which is then lost. An AckTracker ends with its channel.
 """
 
 import time
@@ -15,15 +15,16 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 
 from callboard.middleware.message.delivery import Delivery, Tag
 
-#: Seconds that an acknowledgement waits for older deliveries that are still open, before it is sent singly.
+#: Seconds for which an acknowledgement waits for older open deliveries, before it is sent singly.
 STRAGGLER_SECONDS = 0.1
 
 
 class AckTracker:
-    """The open deliveries of one channel, and the acknowledgements that are due. All but `release`, `held` and
-    `deliveries` runs on the connection's thread. `waiting` has the messages that have not begun, in order of delivery.
+    """The open deliveries of one channel, and its due acknowledgements. Only `release`, `held` and `deliveries` may be
+    called from other threads than the connection's. `waiting` has the messages that have not begun, in order of
+    delivery.
 
-    A delivery that carries many items is acknowledged with the last of them.
+    A delivery that carries many items is acknowledged after the last of them.
     """
 
     def __init__(self, connection: BlockingConnection, channel: BlockingChannel) -> None:
@@ -31,19 +32,19 @@ class AckTracker:
         self._channel = channel
         self._deliveries: dict[Tag, Delivery] = {}
         self._open: OrderedDict[int, int] = OrderedDict()  # tag -> items that are open, in order of delivery
-        self._due: dict[int, float] = {}  # tag -> when it fell due
+        self._due: dict[int, float] = {}  # tag -> monotonic time when it became due
         self.waiting: dict[Tag, Delivery] = {}
         self.dead = False
         self.finished = 0  # deliveries that were acknowledged or rejected
-        self.finished_items = 0  # what they carried, and what open ones carry and is done
+        self.finished_items = 0  # finished items, including those of open deliveries
 
     def enter(self, tag: int, deliveries: Sequence[Delivery]) -> None:
-        """Note a delivery: one message, or all those that it carries."""
+        """Record a delivery: one message, or all messages that it carries."""
         self._open[tag] = len(deliveries)
         self._deliveries.update([(delivery.tag, delivery) for delivery in deliveries])
 
     def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
-        """See `Acks`. On a connection that is gone this does nothing: RabbitMQ delivers its messages again."""
+        """See `Acks`. After the connection is lost this does nothing: RabbitMQ redelivers its messages."""
         if self.dead:
             return
         try:
@@ -52,7 +53,7 @@ class AckTracker:
             self.dead = True
 
     def _finish(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
-        """Reject, then acknowledge: a multiple acknowledgement would otherwise cover the tags to reject, too."""
+        """Reject, then acknowledge: otherwise a multiple acknowledgement would also cover the tags to reject."""
         now, before, items = time.monotonic(), len(self._open), len(self._deliveries)
         for tag in [tag for tag in map(self._close, nacks) if tag is not None]:
             self._channel.basic_nack(tag, requeue=False)
@@ -62,7 +63,7 @@ class AckTracker:
         self.flush(now)
 
     def _close(self, tag: Tag) -> int | None:
-        """Close one message; return the tag of its delivery when no other message of that is open."""
+        """Close one message. Returns the tag of its delivery if no other message of the delivery is open, else None."""
         if self._deliveries.pop(tag, None) is None:
             return None
         self.waiting.pop(tag, None)
@@ -74,8 +75,8 @@ class AckTracker:
         return whole
 
     def flush(self, now: float, *, all_of_it: bool = False) -> None:
-        """Send the acknowledgements that are due: one for all below the oldest open delivery; single ones for the rest
-        when they have waited for long, or are many.
+        """Send the due acknowledgements: a multiple one for all tags below the oldest open delivery; single ones for
+        the others if they have waited for `STRAGGLER_SECONDS`, or are more than the open deliveries, or `all_of_it`.
         """
         if not self._due:
             return
@@ -91,20 +92,20 @@ class AckTracker:
             del self._due[tag]
 
     def wait(self, deliveries: Iterable[Delivery]) -> None:
-        """Note that these may begin: see `Delivery.begin`."""
+        """Add deliveries that may begin to `waiting`: see `Delivery.begin`."""
         for delivery in deliveries:
             delivery.waiting = self.waiting
             self.waiting[delivery.tag] = delivery
 
     def returnable(self) -> list[Tag]:
-        """Return what has not begun and can be published again: no batch, no dead letter that somebody has moved back,
-        and nothing that Callboard did not send.
+        """Return the tags of deliveries that have not begun and can be published again: those with a stamp that are
+        neither part of a batch nor a dead letter that was moved back.
         """
         waiting = list(self.waiting.values())
         return [d.tag for d in waiting if d.stamp is not None and not d.mates and not d.was_dead]
 
     def take(self, tags: Iterable[Tag]) -> list[Delivery]:
-        """Take messages off `waiting`, so that they can't begin any more; return those that have not begun."""
+        """Remove messages from `waiting`, so that they can't begin; return those that have not begun."""
         return [found for tag in tags if (found := self.waiting.pop(tag, None)) is not None]
 
     @property
@@ -113,7 +114,7 @@ class AckTracker:
         return next(reversed(self._open), 0)
 
     def open_deliveries(self, after: int = 0) -> int:
-        """Return how many deliveries are open of those after the tag `after`."""
+        """Return how many deliveries after the tag `after` are open."""
         return len(self._open) - sum(1 for _ in takewhile(lambda tag: tag <= after, self._open))
 
     @property
@@ -126,7 +127,7 @@ class AckTracker:
         return list(self._deliveries.copy().values())
 
     def discard(self) -> None:
-        """The connection is gone: RabbitMQ delivers all of it again."""
+        """Forget all deliveries, because the connection is lost: RabbitMQ redelivers them."""
         self.dead = True
         for delivery in self.deliveries():
             delivery.stale = True

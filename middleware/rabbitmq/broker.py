@@ -1,4 +1,4 @@
-"""Dramatiq's RabbitMQ broker, tracked; and the drop-in for it, with quorum queues."""
+"""Dramatiq's RabbitMQ broker, tracked, and its drop-in replacement with quorum queues."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,13 +28,13 @@ class TrackedRabbitmqBroker(TrackedBroker, StockBroker):
 
     @property
     def consumer_class(self) -> Callable[..., Consumer]:
-        """Makes the consumer of a queue, for `consume`."""
+        """Return the factory of consumers that `consume` calls."""
         return partial(RabbitmqConsumer, runtime=self.runtime)
 
     @property
     def connection(self) -> pika.BlockingConnection:
-        """See Dramatiq's, which expects no other errors than pika's own: of a node that takes a connection and says
-        nothing, pika raises one of another family.
+        """See Dramatiq's broker. Its callers do not handle the AMQPConnectorException that pika raises for a node that
+        accepts a connection and sends nothing.
         """
         try:
             return super().connection
@@ -46,7 +46,7 @@ class TrackedRabbitmqBroker(TrackedBroker, StockBroker):
         StockBroker.connection.__delete__(self)  # type: ignore[attr-defined]
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
-        """Make a consumer; why its queue can't be declared is noted for the jobs in it. Raises ConnectionClosed."""
+        """Make a consumer. Raises ConnectionClosed; if the queue can't be declared, `cut_off` keeps the reason."""
         try:
             self.declare_queue(queue_name, ensure=True)
         except ConnectionClosed as error:
@@ -57,17 +57,17 @@ class TrackedRabbitmqBroker(TrackedBroker, StockBroker):
     def join(
         self, queue_name: str, min_successes: int = 10, idle_time: int = 100, *, timeout: int | None = None
     ) -> None:
-        """Wait until all items of a queue have ended, and no message of another producer lies in it."""
+        """Wait until all items of a queue have ended, and the queue is empty; `timeout` is in milliseconds."""
         left = self.join_items(queue_name, timeout)
         super().join(queue_name, min_successes, idle_time, timeout=left)
         self.join_items(queue_name, left)
 
 
 class RabbitmqBroker(TrackedRabbitmqBroker):
-    """Dramatiq's RabbitmqBroker, tracked. All of its parameters hold; `database_url` defaults to ``DATABASE_URL``.
+    """Dramatiq's RabbitmqBroker, tracked. It takes all of its parameters; `database_url` defaults to ``DATABASE_URL``.
 
-    `queue_type="quorum"` declares quorum queues, without a delivery limit: crashes are counted in the database, and
-    RabbitMQ 4's default of 20 counts prefetched messages that never started.
+    `queue_type="quorum"` declares quorum queues without a delivery limit. Crashes are counted in the database, and
+    RabbitMQ 4's default limit of 20 would count prefetched messages that never started.
     """
 
     def __init__(

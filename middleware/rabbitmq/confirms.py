@@ -30,31 +30,30 @@ log = logging.getLogger("callboard.publisher")
 
 #: Seconds to wait for a connection, or for the confirms of a batch, before the connection is given up.
 CONFIRM_SECONDS = 20.0
-#: Seconds for which a connection that confirmed nothing is told of, if none is confirmed meanwhile: RabbitMQ may take
-#: connections and messages all the same, so each new try looks well until its time is over.
+#: Seconds for which `trouble` reports a connection that confirmed nothing, unless a confirm arrives meanwhile. RabbitMQ
+#: may still accept connections and messages, so each new try looks well until it times out.
 SILENT_SECONDS = 3 * CONFIRM_SECONDS
-#: Seconds for which a batch waits after RabbitMQ has blocked the connection.
+#: Seconds for which a batch waits while RabbitMQ blocks the connection.
 BLOCKED_SECONDS = 5.0
 #: Seconds between two calls of `while_waiting`, which renews claims.
 RENEW_SECONDS = timings.PUBLISH_LEASE_SECONDS / 4
-#: Messages that are written before the connection is served.
+#: Messages that are written between two runs of the connection's loop.
 SERVE_EVERY_MESSAGES = 100
-#: Bytes that are gathered before the socket gets them.
+#: Bytes that are gathered before they are written to the socket.
 GATHERED_BYTES = 65_536
-#: AMQP reply codes with which RabbitMQ closes the channel or connection because of a message: it is too large, or
-#: malformed.
+#: AMQP reply codes with which RabbitMQ closes the channel or connection because a message is too large or malformed.
 CONTENT_TOO_LARGE, PRECONDITION_FAILED, FRAME_ERROR, SYNTAX_ERROR = 311, 406, 501, 502
 MESSAGE_FAULTS = (CONTENT_TOO_LARGE, PRECONDITION_FAILED, FRAME_ERROR, SYNTAX_ERROR)
-#: The errors of pika on a channel that is being closed; and its reasons for one that this process has closed.
+#: pika's errors on a channel that is closing, and its close reasons for a channel that this process closed.
 CLOSING = (pika.exceptions.AMQPChannelError, pika.exceptions.AMQPConnectionError)
 CLOSED_BY_US = (pika.exceptions.ChannelClosedByClient, pika.exceptions.ConnectionClosedByClient)
-#: Bytes of a queue's name, since AMQP allows 255, and the names of its delay and dead-letter queues are longer.
+#: The most bytes of a queue's name. AMQP allows 255, and the names of its delay and dead-letter queues are longer.
 QUEUE_BYTES = 252
-#: Bytes of an exchange's name.
+#: The most bytes of an exchange's name.
 EXCHANGE_BYTES = 255
-#: The reply code for what the user may not do.
+#: The AMQP reply code for an operation that the user may not do.
 ACCESS_REFUSED = 403
-#: The text of RabbitMQ's error for a message that is larger than its `max_message_size`.
+#: RabbitMQ's error text for a message that is larger than its `max_message_size`.
 TOO_LARGE = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 
 
@@ -71,8 +70,8 @@ class _Rejected(Unreachable):
 
 
 class _GatheringTransport(AbstractStreamTransport):  # type: ignore[misc]
-    """Gathers what is written while the loop stands still, and sends it at once. Pika sends each frame by itself, and a
-    message has three.
+    """Gathers the frames that are written while the loop does not run, and writes them to the socket together. Pika
+    writes each frame separately, and a message has three.
     """
 
     def __init__(self, transport: AbstractStreamTransport) -> None:
@@ -89,7 +88,7 @@ class _GatheringTransport(AbstractStreamTransport):  # type: ignore[misc]
             self.send()
 
     def send(self) -> None:
-        """Give the socket what was gathered."""
+        """Write the gathered frames to the socket."""
         if self._frames:
             frames, self._frames, self._size = self._frames, [], 0
             self._transport.write(b"".join(frames))
@@ -108,10 +107,10 @@ class _GatheringTransport(AbstractStreamTransport):  # type: ignore[misc]
 
 
 class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
-    """What a connection of pika's asks of its loop.
+    """The loop's services for a connection of pika.
 
-    Addresses are looked up in the thread of the connection. Pika starts a thread for that, and from Python 3.12 on a
-    process that ends can't: a short script would end before what it sent is published.
+    Addresses are looked up in the connection's thread. Pika would start a thread for that, which fails from Python 3.12
+    on in a process that exits: a short script would end before its messages are published.
     """
 
     def __init__(self, loop: IOLoop) -> None:
@@ -122,7 +121,7 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
         self, host: str, port: int, on_done: Callable[..., None], family: int = 0, socktype: int = 0, proto: int = 0,
         flags: int = 0,
     ) -> Any:  # fmt: skip
-        """See pika: `on_done` is called, by the loop, with the addresses or the error."""
+        """See pika: the loop calls `on_done` with the addresses or the error."""
         found: Any
         try:
             found = socket.getaddrinfo(host, port, family, socktype, proto, flags)
@@ -131,7 +130,7 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
         return _Lookup(self.call_later(0, lambda: on_done(found)))
 
     def create_streaming_connection(self, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
-        """See pika: the connection writes to a transport that gathers."""
+        """See pika: the connection writes to a `_GatheringTransport`."""
 
         def make_protocol() -> Any:
             protocol = protocol_factory()
@@ -148,7 +147,7 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """While the loop runs, each frame is sent as it is written."""
+        """While the loop runs, each frame is written to the socket at once."""
         if self.transport is not None:
             self.transport.gathers = False
             self.transport.send()
@@ -160,13 +159,13 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
 
 
 class _Lookup(AbstractIOReference):  # type: ignore[misc]
-    """A lookup whose answer has not been given yet."""
+    """A lookup whose answer is not delivered yet."""
 
     def __init__(self, timer: Any) -> None:
         self._timer = timer
 
     def cancel(self) -> bool:
-        """Give no answer."""
+        """Deliver no answer."""
         self._timer.cancel()
         return True
 
@@ -180,7 +179,7 @@ class ConfirmingPublisher:
         self._broker = broker
         self.in_order = not broker.max_priority
         self._trouble: str | None = None
-        self._silence: tuple[str, float] = ("", 0.0)  # that nothing was confirmed, and until when that is told
+        self._silence: tuple[str, float] = ("", 0.0)  # the error that nothing was confirmed; reported until (monotonic)
         self._refused: dict[str, str] = {}  # by queue: why it can't be declared
         self.while_waiting: Callable[[], None] | None = None
         self._connection: SelectConnection | None = None
@@ -190,7 +189,7 @@ class ConfirmingPublisher:
         self._address = ""
         self._close_reason = ""  # why the connection was closed
         self._question_error = ""  # why the channel for questions was closed
-        self._blocked = ""  # why RabbitMQ blocks the connection; empty: it doesn't
+        self._blocked = ""  # why RabbitMQ blocks the connection; empty: it does not
         self._close_code: int | None = None
         self._max_bytes: int | None = None  # the largest body that RabbitMQ takes; None: not known
         self._next_tag = 1  # the delivery tag of the next message
@@ -224,7 +223,8 @@ class ConfirmingPublisher:
         try:
             self._send_declared(self._encode_all(enumerate(batch), answers), answers)
         except _Rejected:
-            # Each alone, to find the one that RabbitMQ rejects. It may have taken others, so they are suspect now.
+            # Publish each alone, to find the message that RabbitMQ rejects. It may have accepted others before, so all
+            # are suspect.
             for n, out in enumerate(batch):
                 if answers[n] is False:
                     self._publish_alone(n, replace(out, suspect=True), answers)
@@ -236,7 +236,7 @@ class ConfirmingPublisher:
             answers[n] = Unpublishable(f"RabbitMQ rejects the message: {error}")
 
     def _encode_all(self, numbered: Iterable[tuple[int, Outgoing]], answers: list[Answer]) -> dict[int, _Message]:
-        """Return the messages that can be published, by their number; set the answers of the others."""
+        """Return {number in the batch: message} for messages that can be encoded; set the answers of the others."""
         messages = {}
         for n, out in numbered:
             try:
@@ -249,7 +249,7 @@ class ConfirmingPublisher:
         return messages
 
     def _send_declared(self, messages: dict[int, _Message], answers: list[Answer]) -> None:
-        """Publish messages, and once more those whose queue does not exist; set the answers."""
+        """Publish messages and set their answers. If a queue does not exist, declare it and publish them again."""
         returned = self._send(messages, answers)
         if not returned:
             return
@@ -258,14 +258,15 @@ class ConfirmingPublisher:
         self._send({n: messages[n] for n in returned}, answers)
 
     def _send(self, messages: dict[int, _Message], answers: list[Answer]) -> list[int]:
-        """Publish messages, wait for their confirms, and set the answers; return the numbers of those without a queue.
+        """Publish messages, wait for their confirms, and set their answers; return the numbers of messages without a
+        queue.
 
-        Raises Unreachable; it is _Rejected when RabbitMQ closed the channel because of a message.
+        Raises Unreachable, or its subclass _Rejected when RabbitMQ closed the channel because of a message.
         """
         if not messages:
             return []
         channel = self._open()
-        self._check_blocked()  # RabbitMQ would read each attempt after the alarm, and deliver every copy
+        self._check_blocked()  # after the alarm RabbitMQ would read every try, and deliver all copies
         self._write(channel, messages, answers)
         self._await_confirms()
         returned = [n for n, m in messages.items() if m.properties.correlation_id in self._returned]
@@ -275,19 +276,19 @@ class ConfirmingPublisher:
         if self._unconfirmed or self._channel is None:
             self._give_up()
         if not self._confirmed and any(answers[n] is False for n in messages):
-            # After a failover a node of a cluster may refuse for minutes what another node takes.
+            # After a failover, a node of a cluster may refuse messages for minutes that another node accepts.
             self.close()
         return returned
 
     def _write(self, channel: Channel, messages: dict[int, _Message], answers: list[Answer]) -> None:
-        """Write messages to the connection; each that was written has a delivery tag and awaits its confirm."""
+        """Write messages to the connection. Each written message gets a delivery tag and awaits its confirm."""
         self._unconfirmed, self._confirmed, self._returned = {}, set(), set()
         for count, (n, message) in enumerate(messages.items(), 1):
             try:
                 channel.basic_publish("", message.queue, message.body, message.properties, mandatory=True)
             except CLOSING:
                 break
-            except Exception as error:  # noqa: BLE001 — pika encodes all of a message before it writes any of it
+            except Exception as error:  # noqa: BLE001 — pika encodes a message completely before it writes it
                 answers[n] = cannot_encode(error)
                 continue
             self._unconfirmed[self._next_tag] = n
@@ -298,7 +299,7 @@ class ConfirmingPublisher:
                 break
 
     def _give_up(self) -> None:
-        """Raise the error of a batch that is not confirmed."""
+        """Raise the error of a batch that is not confirmed; close the connection unless it is blocked."""
         if self._blocked and self._channel is not None:
             raise Unreachable(self._blocked)
         why = self._close_reason or f"{self._address} confirmed nothing within {CONFIRM_SECONDS:.0f} s"
@@ -309,11 +310,11 @@ class ConfirmingPublisher:
         raise _Rejected(why) if rejected else Unreachable(why)
 
     def _await_confirms(self) -> None:
-        """Wait until all messages are confirmed, or the channel is closed, or the time for that is over."""
+        """Wait until all messages are confirmed, the channel is closed, or the deadline is over."""
         blocked = self._blocked
         deadline = time.monotonic() + (BLOCKED_SECONDS if blocked else CONFIRM_SECONDS)
         while self._unconfirmed and self._channel is not None and (left := deadline - time.monotonic()) > 0:
-            self._run_loop(left)  # any event may end it: the question channel's end, say
+            self._run_loop(left)  # other events may stop it, too, for example the close of the question channel
             if self._blocked and not blocked:
                 blocked, deadline = self._blocked, time.monotonic() + BLOCKED_SECONDS
 
@@ -336,8 +337,8 @@ class ConfirmingPublisher:
     def _declare(self, queue: str) -> None:
         """Declare a missing queue, with its delay and dead-letter queues, as the broker would.
 
-        The broker's `declare_queue` would make a worker consume the queue, even one that has none of its actors.
-        Its messages wait when the user may not declare it. Raises Unreachable.
+        The broker's `declare_queue` would make this worker consume the queue, even without any of its actors. If the
+        user may not declare the queue, its messages wait. Raises Unreachable.
         """
         self._broker.queues_pending.add(queue)
         try:
@@ -351,7 +352,7 @@ class ConfirmingPublisher:
     # Queue depth -----------------------------------------------------------------------------------------------------
 
     def depth(self, queue: str) -> int:
-        """See Transport. Returns 0 for a queue that does not exist yet, or that the user may not ask for."""
+        """See Transport. Returns 0 for a queue that does not exist yet, or that the user may not access."""
         try:
             found = self._depth(queue)
         except Unreachable as error:
@@ -369,8 +370,8 @@ class ConfirmingPublisher:
     # Questions -------------------------------------------------------------------------------------------------------
 
     def _ask(self, what: str, ask: Callable[..., object]) -> Any:
-        """Return the method by which RabbitMQ answers `ask(channel, callback=…)` about `what`; None if there is no such
-        thing, or the user may not ask for it. Raises Unreachable.
+        """Return RabbitMQ's answer, a method frame, to `ask(channel, callback=…)` about `what`; None if that does not
+        exist, or the user may not access it. Raises Unreachable.
         """
         self._open()
         self._check_blocked()  # RabbitMQ would not read the question
@@ -390,13 +391,13 @@ class ConfirmingPublisher:
             raise Unreachable(self._close_reason)
         if not answer and not self._question_error:
             self.close()  # a late answer would be taken for the confirm of the next batch
-            raise Unreachable(f"{self._address} tells nothing of {what!r} within {CONFIRM_SECONDS:.0f} s")
+            raise Unreachable(f"{self._address} answers nothing about {what!r} within {CONFIRM_SECONDS:.0f} s")
         if not answer and not re.search("NOT_FOUND - no |ACCESS_REFUSED", self._question_error):
             raise Unreachable(self._question_error)
         return answer[0] if answer else None
 
     def _open_question_channel(self, connection: SelectConnection) -> None:
-        """Open the channel for questions; RabbitMQ closes it when a queue is missing, or its node is down."""
+        """Open the channel for questions. RabbitMQ closes it when a queue does not exist, or its node is down."""
 
         def on_open(channel: Channel) -> None:
             self._question_channel = channel
@@ -411,10 +412,10 @@ class ConfirmingPublisher:
         self._run_loop(CONFIRM_SECONDS)
 
     def name(self) -> str | None:
-        """See Transport: the name that RabbitMQ gives its cluster, and the virtual host.
+        """See Transport: the name of the RabbitMQ cluster, and the virtual host.
 
-        Until somebody gives the cluster a name, each of its nodes has another. An exchange keeps each name that was
-        given, since the nodes share the exchanges.
+        Until an operator sets the cluster's name, each node reports another one. So each reported name is stored as an
+        exchange, because all nodes share the exchanges.
         """
         self._open()
         connection: Any = self._connection
@@ -448,7 +449,7 @@ class ConfirmingPublisher:
         raise Unreachable(self._close_reason or f"{self._address} gives no answer")
 
     def _connect(self, parameters: pika.connection.Parameters) -> Channel | None:
-        self.close()  # a node that did not answer left a connection
+        self.close()  # the connection to a node that did not answer
         self._close_reason, self._close_code, self._blocked = "", None, ""
         self._address = address(parameters)
         self._services = _Services(IOLoop())
@@ -492,7 +493,7 @@ class ConfirmingPublisher:
         if found := TOO_LARGE.search(self._close_reason):
             self._max_bytes = int(found[1])
         elif not isinstance(error, CLOSED_BY_US):
-            self._max_bytes = None  # the node may come back with another limit
+            self._max_bytes = None  # the node may restart with another limit
         self._channel = self._question_channel = None
         self._stop_loop()
 
@@ -538,10 +539,10 @@ class ConfirmingPublisher:
             if self._connection.is_open:
                 self._connection.close()
             for _ in range(10):
-                # Its channels close first, and each stops the loop.
+                # Each of its channels closes first, and stops the loop.
                 if not self._connection.is_closed:
                     self._run_loop(0.2)
-            if not self._connection.is_closed:  # RabbitMQ does not answer that it closes, either
+            if not self._connection.is_closed:  # RabbitMQ does not answer the close
                 self._connection._adapter_disconnect_stream()  # noqa: SLF001 — pika would wait without a limit
                 self._run_loop(0.2)
             self._connection.ioloop.close()
@@ -551,24 +552,24 @@ class ConfirmingPublisher:
 
 
 def address(parameters: Any) -> str:
-    """Return a broker's address, or those of its nodes, without credentials."""
+    """Return the address of a broker, or the addresses of its nodes, without credentials."""
     nodes = parameters if isinstance(parameters, list) else [parameters]
     return "RabbitMQ at " + " or ".join(f"{in_url(node.host)}:{node.port}" for node in nodes)
 
 
 def in_url(host: str) -> str:
-    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    """Return a host as it is written before a port: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def _declare_exchange(name: str, channel: Channel, **options: Any) -> None:
-    """Declare the exchange that keeps a name of the broker."""
+    """Declare the exchange that stores a name of the broker."""
     exchange = f"callboard at {name}".encode()[:EXCHANGE_BYTES].decode(errors="ignore")
     channel.exchange_declare(exchange, durable=True, **options)
 
 
 def _encode(out: Outgoing, max_bytes: int | None) -> _Message:
-    """Return the message as pika publishes it. Raises Unpublishable."""
+    """Encode a row's message for pika. Raises Unpublishable."""
     if _too_long(out.queue):
         raise Unpublishable(f"the name of its queue has {len(out.queue.encode())} bytes, and {QUEUE_BYTES} are allowed")
     try:

@@ -39,20 +39,21 @@ AMQP_ERRORS = (
 
 
 class RabbitmqMessage(MessageProxy):
-    """A delivered message, or one of those that a delivery carries; its broker is known to `batch`."""
+    """A delivered message, or one item of a delivered chunk. `batch` uses its attribute `broker`."""
 
     def __init__(self, broker: RabbitmqBroker, message: Message[Any], delivery: Delivery) -> None:
         super().__init__(message)
-        # Dramatiq and its hooks read the fields some twenty times, each time through `__getattr__`.
+        # Dramatiq and its hooks read the fields about twenty times; without this, each read would call `__getattr__`.
         self.__dict__.update(vars(message))
         self.broker = broker
         self.delivery = delivery
 
 
 class RabbitmqConsumer(Consumer):
-    """Consumes one queue on a connection of its own. All but `ack` and `nack` runs in the consumer's thread.
+    """Consumes one queue on its own connection. Only `ack` and `nack` may be called from other threads than the
+    consumer's.
 
-    Raises ConnectionClosed when the connection can't be made, or is lost.
+    Raises ConnectionClosed when the connection can't be opened, or is lost.
     """
 
     def __init__(
@@ -78,9 +79,9 @@ class RabbitmqConsumer(Consumer):
             self._acks = AckTracker(self.connection, self.channel)
             self.channel.add_on_cancel_callback(self._on_cancel)
             self._subscriptions: list[str] = []
-            self._depth = 0  # of all subscriptions
+            self._depth = 0  # the prefetch of all subscriptions together
             self._earlier = 0  # the last tag before the last standstill
-            self._waits = False  # for a free thread, before it subscribes again
+            self._waits = False  # it subscribes again only when a thread is free
             self._subscribe(self._prefetch.depth)
         except AMQP_ERRORS as error:
             self._close_connection()
@@ -97,8 +98,8 @@ class RabbitmqConsumer(Consumer):
         self._waits = False
 
     def _unsubscribe(self) -> None:
-        """End all subscriptions. What they had not dispatched goes back to the queue, and is claimed when it comes
-        again.
+        """End all subscriptions. Messages that they had not dispatched return to the queue, and are claimed when they
+        are redelivered.
         """
         old, self._subscriptions, self._depth = self._subscriptions, [], 0
         for tag in old:
@@ -141,9 +142,11 @@ class RabbitmqConsumer(Consumer):
         self._inbox.extend(proxies)
 
     def _keep_delayed(self, message: RabbitmqMessage) -> bool:
-        """Have a stock producer's delayed message become a row, and acknowledge it then; return False for any other.
+        """Store a delayed message of a producer without Callboard as a row, then acknowledge it; return False for any
+        other message.
 
-        Dramatiq would keep it in memory, and move it to its queue at its time: one by one, with a commit for each.
+        Dramatiq would keep it in memory until it is due, then move it to its queue: one message at a time, with a
+        commit each.
         """
         eta = message.options.get("eta")
         if message.delivery.stamp is not None or not isinstance(eta, int | float):
@@ -160,7 +163,7 @@ class RabbitmqConsumer(Consumer):
         elif isinstance(error, DATA_ERRORS):
             self.logger.error("A delayed message can't be recorded; it goes to the dead letters: %s", error)
             release([(message.delivery, True)])
-        else:  # the database is away: Dramatiq keeps it until its time
+        else:  # the database does not answer: Dramatiq keeps the message until it is due
             self._inbox.append(message)
 
     def __next__(self) -> MessageProxy | None:
@@ -183,21 +186,22 @@ class RabbitmqConsumer(Consumer):
         except AMQP_ERRORS as error:
             self._lost(error)
         if self.channel.is_closed:
-            # RabbitMQ closes it when an acknowledgement does not come for half an hour.
-            self._lost(self.channel._closing_reason)  # noqa: SLF001 — pika has no public way to it
+            # RabbitMQ closes the channel when a delivery is not acknowledged within its timeout, 30 minutes by default.
+            self._lost(self.channel._closing_reason)  # noqa: SLF001 — pika has no public attribute for it
         if self._cancelled:
             self._lost(ConnectionError(f"the queue {self.queue_name!r} was deleted"))
 
     def _give_back(self) -> None:
-        """All threads are busy with slow items. Have what waits for them published again, each item by itself: what is
-        more than the prefetch for slow actors, or all of it when another consumer may be idle. Until a thread is free,
-        no message is taken.
+        """Give back waiting messages, because all threads are busy with slow items. Each item is published again by
+        itself: those beyond the prefetch for slow actors, or all of them when another consumer may be idle. No message
+        is taken until a thread is free.
         """
         self._prefetch.fall_back()
         waiting = self._acks.returnable()
         busy = self._runtime.in_flight.busy_threads(self._acks)
         excess = waiting[max(self._prefetch.depth - busy, 0) :]
-        # Where other queues keep the threads busy, its messages keep their place before those of the others.
+        # If other queues keep the threads busy, this queue's messages keep their place before the next messages of
+        # those queues.
         if waiting and not excess and busy >= self._runtime.process.threads and self._is_awaited():
             excess = waiting
         if excess:
@@ -207,13 +211,14 @@ class RabbitmqConsumer(Consumer):
             self._earlier, self._waits = self._acks.newest, True
 
     def _is_awaited(self) -> bool:
-        """Return whether the queue is empty and others consume it; those that have given back something don't."""
+        """Return whether the queue is empty and has other consumers; those that gave back messages do not count."""
         found = self.channel.queue_declare(self.queue_name, passive=True).method
         return bool(found.message_count == 0 and found.consumer_count > len(self._subscriptions))
 
     def _adapt_subscriptions(self) -> None:
-        """Adapt them to the prefetch, which holds for new subscriptions only: to grow, add one; to shrink, replace all
-        by one. What came before a standstill counts, though RabbitMQ does not count it for those of now.
+        """Adapt the subscriptions to the prefetch, which RabbitMQ applies to new subscriptions only. To grow, add a
+        subscription; to shrink, replace all by one. Messages from before a standstill count here, although RabbitMQ
+        does not count them for the current subscriptions.
         """
         if self._depth > self._prefetch.depth:
             self._unsubscribe()
@@ -234,7 +239,7 @@ class RabbitmqConsumer(Consumer):
         raise self._closed(error) from None
 
     def _close_connection(self) -> None:
-        """Close the connection, if there still is one: a channel that failed leaves it open."""
+        """Close the connection, if it is still open: a channel that failed leaves it open."""
         with suppress(*AMQP_ERRORS):
             self.connection.close()
 
@@ -250,17 +255,17 @@ class RabbitmqConsumer(Consumer):
         self._finish(message.delivery, failed=False)
 
     def nack(self, message: MessageProxy) -> None:
-        """Have a message dead-lettered, likewise."""
+        """Dead-letter a message, on its own connection, unless that is deferred."""
         self._finish(message.delivery, failed=True)
 
     def _finish(self, delivery: Delivery, *, failed: bool) -> None:
         delivery.finish(failed=failed)
-        if delivery.mates:  # they were not begun with it, so the next of them is begun
+        if delivery.mates:  # they did not begin with this one, so the next of them begins
             following, *rest = delivery.mates
             delivery.mates, following.delivery.mates = [], rest
             self._inbox.append(following)
             with suppress(pika.exceptions.AMQPError):
-                self.connection.add_callback_threadsafe(_nothing)  # likewise
+                self.connection.add_callback_threadsafe(_nothing)  # ends the wait for events
 
     def close(self) -> None:
         """Wait a moment until the outcomes so far are committed, acknowledge them, and close."""

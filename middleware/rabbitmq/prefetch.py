@@ -1,25 +1,25 @@
-"""How many messages a worker process holds: enough to cover a flush, and few enough not to hoard slow items; and when
-it gives back what its threads don't get to.
+"""Decides how many messages a worker process holds: enough to cover a flush, and few enough not to hoard slow items.
+Also decides when a process gives back messages that its threads can't begin.
 """
 
 import math
 import time
 
-#: Seconds of work that the prefetch covers: a flush's window and its commit. While commits take long, as when many
-#: processes record outcomes of one job, it covers two of them, up to the most: with less in hand each commit would have
-#: fewer outcomes, and all processes together would be the slower, the more there are.
+#: Seconds of work that the prefetch covers: the window of a flush and its commit. While commits are slow, for example
+#: when many processes record outcomes of one job, it covers two commits, up to the second number: with fewer messages
+#: each commit would have fewer outcomes, and more processes would be slower together.
 COVER_SECONDS, MOST_COVER_SECONDS = 0.08, 1.0
 #: The largest prefetch, in messages.
 MAX_PREFETCH = 500
-#: The most messages by which it grows beyond that for those whose outcome waits for a lock.
+#: The most messages by which it grows beyond that, for messages whose outcome waits for a lock.
 MAX_EXTRA = 1_000
-#: Seconds between two measurements; shorter at first, so that a worker is fast soon after its start.
+#: Seconds between two measurements; fewer at first, so that a worker is fast soon after its start.
 MEASURE_SECONDS = 0.10
 FIRST_MEASURE_SECONDS = 0.02
-#: Measurements in a row that must ask for less before the prefetch shrinks.
+#: Consecutive measurements that must ask for less before the prefetch shrinks.
 SHRINK_AFTER_MEASUREMENTS = 10
-#: Seconds between two looks at what the threads begin; and looks in a row that must see nothing begin before messages
-#: are given back.
+#: Seconds between two checks whether the threads begin messages, and consecutive checks that must see none before
+#: messages are given back.
 LOOK_SECONDS = 0.04
 STANDSTILL_LOOKS = 3
 
@@ -28,8 +28,9 @@ class Prefetch:
     """The prefetch of one consumer: deep enough to cover a flush for fast actors, about the number of threads for slow
     ones.
 
-    `depth` is the prefetch in messages. `threads` is the number of worker threads; None keeps the depth as it is. It
-    begins as for slow actors: to shrink takes a new subscription, whose messages come beside those that are held.
+    `depth` is the prefetch in messages. `threads` is the number of worker threads; None keeps the depth as it is. The
+    depth starts as for slow actors, because shrinking needs a new subscription, which gets messages in addition to
+    those that are held.
     """
 
     def __init__(self, depth: int, threads: int | None) -> None:
@@ -57,7 +58,7 @@ class Prefetch:
             return False
         self._pause = min(self._pause * 2, MEASURE_SECONDS)
         count = settled - self._settled
-        # No more than one a thread: they may all have begun and ended together, and be slow.
+        # At most one message per thread gives no rate: all may have begun and ended together, and be slow.
         rate = count / (now - self._measured_at) if count > self._threads else 0.0
         carried = max(1.0, (items - self._settled_items) / max(count, 1))
         self._measured_at, self._settled, self._settled_items = now, settled, items
@@ -70,15 +71,15 @@ class Prefetch:
         return False
 
     def fall_back(self) -> None:
-        """Take the depth for slow actors again, until a measurement asks for more."""
+        """Return to the depth for slow actors, until a measurement asks for more."""
         if self._threads is not None:
             self.depth, self._shrinking = min(self.depth, wanted_prefetch(self._threads, 0.0)), 0
 
 
 def wanted_prefetch(threads: int, rate: float, carried: float = 1.0, cover: float = COVER_SECONDS) -> int:
-    """Return the prefetch for a process with `threads` worker threads that settles `rate` messages a second, of
-    `carried` items each: `cover` seconds of work. Each thread has a message in any case: the next ones may carry one
-    item.
+    """Return the prefetch, in messages, that covers `cover` seconds of work. The process has `threads` worker threads
+    and settles `rate` messages a second with `carried` items each. Each thread gets at least one message, because the
+    next messages may carry one item.
     """
     least = threads + math.ceil(threads / 4)
     wanted = max(least, math.ceil(least / carried) + math.ceil(rate * cover))
@@ -86,18 +87,19 @@ def wanted_prefetch(threads: int, rate: float, carried: float = 1.0, cover: floa
 
 
 class Standstill:
-    """Tells when a process has begun no message for a while."""
+    """Detects that a process has begun no message for a while."""
 
     def __init__(self) -> None:
         self._looked_at = 0.0  # monotonic
         self._admitted = 0
-        self._looks = 0  # in a row that saw nothing begin
+        self._looks = 0  # consecutive looks without a new message
 
     def look(self, now: float, admitted: int) -> bool:
-        """Return True when nothing began for another `STANDSTILL_LOOKS` looks; False before the next look is due.
+        """Return True after each `STANDSTILL_LOOKS` consecutive looks without a new message; False if the next look is
+        not due yet.
 
-        `now` is monotonic, `admitted` counts the messages that threads took up. A look that comes late does not count:
-        the whole process may have stood still.
+        `now` is monotonic, `admitted` counts the messages that threads began to admit. A late look is not counted,
+        because the whole process may have been stopped.
         """
         since = now - self._looked_at
         if since < LOOK_SECONDS:

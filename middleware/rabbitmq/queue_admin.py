@@ -1,4 +1,4 @@
-"""RabbitMQ's queues as an operator sees them, and dead letters put back. Each call has a connection of its own."""
+"""Reads the state of RabbitMQ's queues for operators, and puts dead letters back. Each call opens a connection."""
 
 import logging
 from base64 import b64encode
@@ -20,23 +20,23 @@ from callboard.middleware.rabbitmq import confirms
 from callboard.sql import settings
 from callboard.sql.json_values import iso
 
-#: Seconds that a node has to answer.
+#: Seconds for which a call waits for a node.
 ANSWER_SECONDS = 3.0
 #: The ports of the management API, without and with TLS.
 MANAGEMENT_PORTS = {"amqp": 15672, "amqps": 15671}
-#: The most dead letters that are shown, and put back by one call.
+#: The most dead letters that one call shows, and puts back.
 MAX_SHOWN, MAX_MOVED = 50, 1_000
-#: Bytes of a body that are shown.
+#: The most bytes of a body that are shown.
 BODY_BYTES = 1_000
-#: Deliveries after which a dead letter that was looked at is replaced by a copy: a quorum queue drops a message at its
-#: delivery limit, which is 20 by default.
+#: Deliveries after which a dead letter that is shown is replaced by a copy. A quorum queue drops a message at its
+#: delivery limit, which is 20 by default, and each look counts as a delivery.
 DELIVERIES = 10
-#: The errors of pika for an address that it can't use; the last three are of the parameter `ssl_options`.
+#: The errors that pika raises for an invalid address; the last three come from the parameter `ssl_options`.
 UNUSABLE = (ValueError, TypeError, SyntaxError, AttributeError, OSError)
-#: The errors of a request where there is no management API.
+#: The errors of a request to a host without a management API.
 UNREACHABLE = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 
-#: What to do, by a text of OpenSSL's error; the first that is found.
+#: Advice by a part of OpenSSL's error text; the first match counts.
 TLS_ADVICE = (
     ("certificate has expired", "renew the certificate of RabbitMQ"),
     ("certificate is not valid for", "let AMQP_URL have a host that the certificate of RabbitMQ names"),
@@ -50,12 +50,13 @@ log = logging.getLogger("callboard.rabbitmq")
 
 
 class NoAnswer(RuntimeError):
-    """RabbitMQ can't be asked, or refuses; the message says why, without a password."""
+    """RabbitMQ can't be asked, or refuses; the text says why, without a password."""
 
 
 def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
-    """Return these rows of `queries.queues`, each with its messages (ready, delivered and not acknowledged, waiting for
-    their time, dead) and its consumers, and why these are not known, or None. `addresses`: as in AMQP_URL.
+    """Return these rows of `queries.queues`, each with the number of its messages (ready, unacknowledged, delayed,
+    dead) and of its consumers. The second result says why these numbers are not known, or is None. `addresses`: as in
+    AMQP_URL.
     """
     found: dict[str, dict[str, Any]] = {}
     trouble = None
@@ -67,8 +68,8 @@ def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> tuple[list[
 
 
 def _asked(addresses: str, queues: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Ask RabbitMQ about these queues, by name: by the management API if that answers (at CALLBOARD_RABBITMQ_API,
-    or where it usually is), else by AMQP.
+    """Return RabbitMQ's numbers of these queues, {name: numbers}. Uses the management API if it answers (at
+    CALLBOARD_RABBITMQ_API, or its usual port), else AMQP. Raises NoAnswer.
     """
     if not addresses:
         raise NoAnswer(NO_BROKER)
@@ -82,7 +83,7 @@ def _asked(addresses: str, queues: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _depth(found: dict[str, dict[str, Any]], queue: str) -> dict[str, int | None]:
-    """None: not known. `unacknowledged` is known from the management API only."""
+    """Return the numbers of one queue; None: not known. Only the management API knows `unacknowledged`."""
     own, delayed, dead = (found.get(name, {}) for name in (queue, dq_name(queue), xq_name(queue)))
     return {
         "ready": own.get("messages_ready"), "unacknowledged": own.get("messages_unacknowledged"),
@@ -92,7 +93,7 @@ def _depth(found: dict[str, dict[str, Any]], queue: str) -> dict[str, int | None
 
 
 def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
-    """Ask the management API about all queues of the virtual host, by name; None if it does not answer."""
+    """Return {queue: numbers} of the virtual host from the management API; None if it does not answer."""
     parts, parameters = urlsplit(address.strip()), parameters_of(address)
     scheme = "https" if parts.scheme == "amqps" else "http"
     base = management or f"{scheme}://{confirms.in_url(parameters.host)}:{MANAGEMENT_PORTS[parts.scheme]}"
@@ -106,7 +107,7 @@ def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
             headers = [("Authorization", _basic(login.username, login.password))]
             answer = pool.request("GET", url, headers=headers, extensions={"timeout": timeouts})
             rows = msgspec.json.decode(answer.content) if answer.status == HTTPStatus.OK else None
-    except (*UNREACHABLE, UnicodeError, msgspec.DecodeError) as error:  # UnicodeError: of a host name
+    except (*UNREACHABLE, UnicodeError, msgspec.DecodeError) as error:  # UnicodeError: an invalid host name
         log.debug("the management API does not answer at %s: %s", base, error)
         return None
     return {row["name"]: row for row in rows} if isinstance(rows, list) else None
@@ -117,7 +118,7 @@ def _basic(name: str, password: str) -> str:
 
 
 def parameters_of(address: str) -> pika.URLParameters:
-    """The parameters of a connection to this node. Raises NoAnswer."""
+    """Return the parameters of a connection to this node. Raises NoAnswer for an invalid address."""
     try:
         return pika.URLParameters(address.strip())
     except UNUSABLE:
@@ -125,7 +126,7 @@ def parameters_of(address: str) -> pika.URLParameters:
 
 
 def _fault(address: str) -> str:
-    """Return what is wrong with an address. The text of pika's error may hold the password."""
+    """Return what is wrong with an address. pika's own error text is not used, because it may contain the password."""
     node, _, query = address.partition("?")
     shape = "it must be like amqp://user:password@host:port/vhost"
     with suppress(*UNUSABLE):
@@ -140,22 +141,22 @@ def _fault(address: str) -> str:
 
 def connect_advice(error: NoAnswer) -> str:
     """Return what to do when a connection can't be made."""
-    if " limit (" in str(error):  # of the virtual host, of the user, or of the node
-        return "close connections of others, or raise that limit"
+    if " limit (" in str(error):  # a connection limit of the virtual host, of the user, or of the node
+        return "close other connections, or raise that limit"
     return next((do for text, do in TLS_ADVICE if text in str(error)), "start it, or correct AMQP_URL")
 
 
 @contextmanager
 def connected(addresses: str, seconds: float | None = None) -> Iterator[pika.BlockingConnection]:
-    """A connection to the first node that answers, each within so many seconds (None: `ANSWER_SECONDS`). Raises
-    NoAnswer, also for what fails in the block.
+    """Open a connection to the first node that answers within `seconds` (None: `ANSWER_SECONDS`). Raises NoAnswer, also
+    for a connection error inside the block.
     """
     seconds, why = ANSWER_SECONDS if seconds is None else seconds, ""
     for address in addresses.split(";"):
         parameters = parameters_of(address)
         parameters.socket_timeout = parameters.stack_timeout = seconds
         parameters.blocked_connection_timeout = seconds
-        parameters.connection_attempts = 1  # the address may have more, with seconds between them
+        parameters.connection_attempts = 1  # the address may ask for more, with seconds between them
         try:
             connection = pika.BlockingConnection(parameters)
         except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:  # of a host name
@@ -173,7 +174,7 @@ def connected(addresses: str, seconds: float | None = None) -> Iterator[pika.Blo
 
 
 def _declared(connection: pika.BlockingConnection, name: str) -> dict[str, Any]:
-    """Return what AMQP says of a queue; nothing where it is missing or may not be asked for: that ends the channel."""
+    """Return a queue's numbers by AMQP; an empty dict if it does not exist or access is refused."""
     try:
         with connection.channel() as channel:
             found = channel.queue_declare(name, passive=True).method
@@ -183,8 +184,8 @@ def _declared(connection: pika.BlockingConnection, name: str) -> dict[str, Any]:
 
 
 def dead_letters(addresses: str, queue: str) -> list[dict[str, Any]]:
-    """Return the oldest dead letters of a queue, which stay where they are, as the API describes them; `of` of each is
-    "job/item", if it is an item's. Raises NoAnswer.
+    """Return the oldest dead letters of a queue, at most `MAX_SHOWN`, as the API describes them; they stay in the
+    queue. `of`: "job/item" of an item's message. Raises NoAnswer.
     """
     found = []
     with connected(addresses) as connection:
@@ -200,7 +201,7 @@ def dead_letters(addresses: str, queue: str) -> list[dict[str, Any]]:
                     _move(channel, xq_name(queue), method, properties, body)
         except pika.exceptions.ChannelClosedByBroker as error:
             raise NoAnswer(f"the dead letters of {queue} can't be read: {error.reply_text}") from None
-        # What is not acknowledged goes back to its place when the channel is closed.
+        # When the channel is closed, unacknowledged messages return to their places.
     return found
 
 
@@ -214,8 +215,9 @@ def _described(properties: pika.BasicProperties, body: bytes) -> dict[str, Any]:
 
 
 def put_back(addresses: str, queue: str, most: int = MAX_MOVED) -> tuple[int, int]:
-    """Move the oldest dead letters of a queue back to it, those only that are there now; return how many, and how many
-    are left. Each is confirmed before it leaves the dead letters. Its item gets another attempt. Raises NoAnswer.
+    """Move the oldest dead letters of a queue back to it, at most `most`, and only those that exist now. Returns how
+    many were moved, and how many are left. Each is confirmed before it is removed from the dead letters. Its item gets
+    another attempt. Raises NoAnswer.
     """
     moved = 0
     with connected(addresses) as connection:

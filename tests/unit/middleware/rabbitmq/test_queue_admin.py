@@ -29,7 +29,7 @@ def test_the_queues_of_a_node_that_cant_be_asked_are_unknown(host: str) -> None:
 
 def test_what_to_do_about_a_node_that_takes_no_more_connections() -> None:
     refused = "(530) \"NOT_ALLOWED - access to vhost 'jobs' refused for user 'app': connection limit (3) is reached\""
-    assert connect_advice(NoAnswer(refused)) == "close connections of others, or raise that limit"
+    assert connect_advice(NoAnswer(refused)) == "close other connections, or raise that limit"
     assert connect_advice(NoAnswer("[Errno 111] Connection refused")) == "start it, or correct AMQP_URL"
 
 
