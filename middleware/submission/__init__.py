@@ -1,1 +1,1 @@
-"""An item becomes a row: bulk submissions, plain sends, and what both need to encode an item and to find its actor."""
+"""Stores items as rows: bulk submissions, plain sends, the encoding of items, and the lookup of actors."""

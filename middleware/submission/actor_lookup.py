@@ -1,4 +1,4 @@
-"""Finds the queue of an actor, and reads the callbacks that a job is given."""
+"""Finds the queue and the signature of an actor, and reads the callbacks of a job."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -14,32 +14,34 @@ from callboard.sql.writes import submission
 
 #: Runs a statement on one of the process's connections.
 Write: TypeAlias = Callable[[Callable[[Conn], Any]], Any]
-#: An actor, a function's or a class's, or its registered name.
+#: An actor, made from a function or a class, or its registered name.
 Actor: TypeAlias = dramatiq.Actor[..., Any] | type[dramatiq.GenericActor] | str
-#: The classes of actors. Dramatiq puts an object in the place of the class of an actor.
+#: The classes of actors. Dramatiq replaces an actor's class by an instance.
 _ACTORS: Any = (dramatiq.Actor, dramatiq.GenericActor)
-#: The callbacks of one kind of end: an actor, its registered name, the URL of a webhook, or a list of these.
+#: The callbacks for one end state: an actor, its registered name, the URL of a webhook, or a list of these.
 Callbacks: TypeAlias = Actor | Sequence[Actor] | None
 
 
 class UnknownActor(LookupError):
-    """No actor of this name is imported in this process, and no worker ever announced one."""
+    """No actor with this name is imported in this process, and no worker has announced one."""
 
 
 def is_actor(given: object) -> bool:
-    """Return whether this is an actor, or an object that stands for one and has it as `actor`, as Flask-Dramatiq's."""
+    """Return whether this is an actor, or a wrapper with an attribute `actor`, such as Flask-Dramatiq's."""
     return isinstance(given, _ACTORS) or isinstance(getattr(given, "actor", None), dramatiq.Actor)
 
 
 def broker_of(actor: Actor) -> dramatiq.Broker:
-    """The broker of an actor; Dramatiq's global one for a name. Raises TypeError for what is neither."""
+    """Return the broker of an actor; Dramatiq's global one for a name. Raises TypeError for anything else."""
     if not isinstance(actor, str) and not is_actor(actor):
         raise TypeError(f"actor must be an actor or its registered name, not {actor!r}: put @dramatiq.actor above it")
     return dramatiq.get_broker() if isinstance(actor, str) else actor.broker
 
 
 def resolve(write: Write, broker: dramatiq.Broker | None, actor: Actor) -> tuple[str, str]:
-    """Return an actor's registered name and its queue; `broker` None: only workers know actors. Raises UnknownActor."""
+    """Return an actor's registered name and its queue. `broker` None: search only the actors that workers announced.
+    Raises UnknownActor.
+    """
     if not isinstance(actor, str):
         return actor.actor_name, actor.queue_name
     if broker is not None and actor in broker.actors:
@@ -52,9 +54,11 @@ def resolve(write: Write, broker: dramatiq.Broker | None, actor: Actor) -> tuple
 
 
 def signature(write: Write, broker: dramatiq.Broker, actor: Actor) -> Signature | None:
-    """Return what arguments an actor takes: by its function here, else as a worker announced it; None: nobody knows.
+    """Return the arguments that an actor takes: from its function in this process, else as a worker announced them;
+    None if they are not known.
 
-    A worker may be of an older release than who submits: that is enough for an error of a person who waits for it.
+    A worker may run an older release than the submitter. That is accurate enough for an error that a waiting user
+    reads.
     """
     if (found := signature_here(broker, actor)) is not None:
         return found
@@ -64,14 +68,14 @@ def signature(write: Write, broker: dramatiq.Broker, actor: Actor) -> Signature 
 
 
 def signature_here(broker: dramatiq.Broker, actor: Actor) -> Signature | None:
-    """Return what arguments an actor takes by its function in this process; None where it has none."""
+    """Return the arguments of an actor's function in this process; None if it has none."""
     here = broker.actors.get(actor) if isinstance(actor, str) else actor
     return None if here is None else own_signature(here)
 
 
 def own_signature(actor: dramatiq.Actor[..., Any] | type[dramatiq.GenericActor]) -> Signature | None:
-    """Return what arguments an actor's function takes; None for one that has no parameter of its own: it may stand for
-    an actor that runs elsewhere, or pass on what it gets, as `batch` does.
+    """Return the arguments that an actor's function takes. None for a function without named parameters: it may be a
+    stub of an actor elsewhere, or pass its arguments on, as `batch` does.
     """
     function = function_of(actor)
     if getattr(function, "__globals__", None) is vars(dramatiq.asyncio):  # Dramatiq's own wrapper of an async actor
@@ -95,7 +99,7 @@ def own_signature(actor: dramatiq.Actor[..., Any] | type[dramatiq.GenericActor])
 
 
 def function_of(actor: Any) -> Any:
-    """Return the function of an actor, or the method of one that is a class; what is no actor is returned as it is."""
+    """Return the function of an actor, or the method `perform` of an actor's class; return anything else unchanged."""
     function = actor.fn if is_actor(actor) else actor
     return function.perform if isinstance(function, dramatiq.GenericActor) else function
 
@@ -103,7 +107,9 @@ def function_of(actor: Any) -> Any:
 def targets(
     write: Write, broker: dramatiq.Broker | None, on_complete: Callbacks, on_fail: Callbacks, on_cancel: Callbacks
 ) -> Targets:
-    """Read a job's callbacks, each target once; raises UnknownActor, and ValueError for what can't be called."""
+    """Return a job's callbacks as {end state: targets}, each target once; None if there are none. Raises UnknownActor,
+    and ValueError for a target that can't be called.
+    """
     found = {}
     for option, given in {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}.items():
         if given is None:
@@ -118,7 +124,7 @@ def targets(
 
 def _target(write: Write, broker: dramatiq.Broker | None, option: str, given: Any) -> dict[str, str]:
     if isinstance(given, str) and "://" in given:
-        return {"url": given, "host": parse_url(given).netloc.lower()}  # a process limits its deliveries to one host
+        return {"url": given, "host": parse_url(given).netloc.lower()}  # a process limits its deliveries per host
     if is_actor(given) or (isinstance(given, str) and given):
         actor, queue = resolve(write, broker, given)
         return {"actor": actor, "queue": queue}

@@ -1,4 +1,4 @@
-"""Reads an async iterable in another thread than that of its event loop."""
+"""Reads an async iterable from a thread outside its event loop."""
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Iterator
@@ -9,10 +9,10 @@ R = TypeVar("R")
 
 
 class AsyncSource(Generic[T]):
-    """An async iterable, read in the event loop that is running now, as an iterable for another thread.
+    """Wraps an async iterable as an iterable for another thread; it is read in the event loop that runs now.
 
-    `at_once`: how many values one turn of the loop reads for the other thread. Until that thread asks again, no more is
-    read: so a fast source waits for it.
+    `at_once`: how many values are read per request of the other thread. Nothing is read between two requests, so a fast
+    source waits.
     """
 
     def __init__(self, source: AsyncIterable[T], at_once: int = 1) -> None:
@@ -38,7 +38,9 @@ class AsyncSource(Generic[T]):
         return chunk
 
     async def read_by(self, reader: Awaitable[R]) -> R:
-        """Wait for what reads this in another thread. If the waiting is cancelled, that thread gets CancelledError."""
+        """Wait for `reader`, which reads this in another thread; return its result. If the wait is cancelled, the other
+        thread gets CancelledError.
+        """
         reading = asyncio.ensure_future(reader)
         try:
             return await asyncio.shield(reading)

@@ -1,4 +1,4 @@
-"""Sends a message of an app: its row is committed first, then the message is published."""
+"""Sends an app's message: its row is committed first, then the message is published."""
 
 import operator
 import os
@@ -29,34 +29,36 @@ from callboard.sql.limits import MAX_SPAN_SECONDS
 from callboard.sql.migrate import MISFIT
 from callboard.sql.rows import NewItem, Outgoing
 
-#: The most messages that an item may send, and their bytes: they are recorded in one transaction.
+#: The most messages that an item may send, and their most bytes: they are recorded in one transaction.
 CHILDREN_LIMIT, CHILDREN_LIMIT_BYTES = 100_000, 64 * 2**20
-#: Seconds that a plain send waits for its row.
+#: Seconds for which a plain send waits for the commit of its row.
 SEND_SECONDS = 10.0
 
-#: Stores a message as an item; its process publishes it, or leaves that to others.
+#: Stores a message as an item; this process or another one publishes it.
 Store: TypeAlias = Callable[[NewItem], Future[Outgoing]]
 
-#: The jobs of the `with callboard.job(…)` blocks that are open here: the last one gets plain sends. None: those go to
-#: their actor's standing job.
+#: The jobs of the open `with callboard.job(…)` blocks in this context; plain sends go to the last one. Empty: they go
+#: to their actor's standing job.
 open_blocks: ContextVar[tuple[int, ...]] = ContextVar("callboard_blocks", default=())
 
-#: The id of this process, as Python knows it: C code that forks, as uWSGI's, may leave that of the parent here.
+#: The id of this process, as Python knows it. After a fork by C code, such as uWSGI's, this may be the id of the
+#: parent.
 _process = [os.getpid()]
 os.register_at_fork(after_in_child=lambda: operator.setitem(_process, 0, os.getpid()))
 
 
 class NotStored(MiddlewareError):
-    """A message could not be recorded, so it was not sent; or it is unknown whether it was, as the text says."""
+    """A message was not recorded, so it was not sent; or it is unknown whether it was. The text says which."""
 
 
 def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, attempt: Attempt | None, store: Store) -> Any:
-    """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds.
+    """Send a message on a tracked broker, and return it; `delay` is in milliseconds.
 
-    Raises NotStored, and BadItem for a message that can't be sent, or for the last of too many in one item.
+    Raises NotStored, and BadItem for a message that can't be sent, or that exceeds the limits of one item.
 
-    What an `attempt` sends is kept until its outcome is recorded; its own retry becomes part of that outcome. What an
-    attempt of a standing job sends before its actor returns goes at once, as an app expects that adds `install` only.
+    Messages that an `attempt` sends are kept until its outcome is recorded; its own retry becomes part of that outcome.
+    An attempt of a standing job sends at once until its actor returns, because an app that only calls `install` expects
+    that.
     """
     broker.emit_before("enqueue", message, delay)
     blocks = open_blocks.get()
@@ -67,7 +69,7 @@ def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, attempt: A
         broker.emit_after("enqueue", message, delay)
         return message
     _check(message, item)
-    # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
+    # A job that an actor opens is sealed at the end of its block, so sends into it can't wait for the outcome.
     if (
         attempt is None
         or job
@@ -80,13 +82,13 @@ def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, attempt: A
 
 
 def send_kept(attempt: Attempt, *, store: Store) -> None:
-    """Send what an attempt has kept until its outcome is recorded, since its actor waits for that. Raises NotStored."""
+    """Send the messages that an attempt keeps, because its actor waits for their results. Raises NotStored."""
     for item in attempt.take_sent():
         _send_now(item, store)
 
 
 def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:
-    """Return a message as an item to store; `delay` in milliseconds."""
+    """Return a message as an item to store; `delay` is in milliseconds."""
     args = envelope.encode_args(message.args, message.kwargs)
     options = envelope.encode_options(stamp.without(message.options))
     return NewItem(
@@ -96,22 +98,22 @@ def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:
 
 
 def foreign_item(message: Any) -> NewItem:
-    """Return a message that a producer without Callboard has published as an item to store."""
+    """Return a message that a producer without Callboard published, as an item to store."""
     return replace(_keyed(new_item(message, job=0), message), published=True)
 
 
 def delayed_item(message: Any, eta: float) -> NewItem:
-    """Return a message of a delay queue as an item to store; `eta` is its time in milliseconds since 1970."""
+    """Return a message of a delay queue as an item to store; `eta`: when it is due, in milliseconds since 1970."""
     canonical = message.copy(queue_name=q_name(message.queue_name))
-    # With a delay, however short: a message without one would be published from here.
+    # The delay is at least 1 ms: this process would publish a message without a delay at once.
     return replace(_keyed(new_item(canonical, job=0), message), delay=max(0.001, eta / 1000 - time.time()))
 
 
 def _keyed(item: NewItem, message: Any) -> NewItem:
-    """Give an item the key of its message, by which a second copy of it is known.
+    """Give an item the key of its message, by which a duplicate is detected.
 
-    The key is the message's id, and a digest of its call: producers in other languages, which write JSON, may give all
-    of their messages one id. Another encoder may write an equal call in another way.
+    The key is the message's id and a digest of its call, because producers in other languages, which write JSON, may
+    give all messages the same id. With another encoder there is no digest: it may encode equal calls differently.
     """
     key = f"message:{item.message_id}"
     if type(get_encoder()) is JSONEncoder:
@@ -122,25 +124,25 @@ def _keyed(item: NewItem, message: Any) -> NewItem:
 
 
 def comes_off_delay_queue() -> bool:
-    """Return whether Dramatiq moves a delayed message to its queue: a consumer's thread sends nothing else.
+    """Return whether Dramatiq is moving a delayed message to its queue: a consumer's thread sends nothing else.
 
-    A stock producer has put it into the delay queue. The message comes again when this process dies before its
-    acknowledgement.
+    A producer without Callboard put the message into the delay queue. It is redelivered if this process dies before it
+    acknowledges.
     """
     return isinstance(threading.current_thread(), ConsumerThread)
 
 
 def _is_retry(attempt: Attempt, message: Any, item: NewItem) -> bool:
-    """Return whether a message that a hook sends is the next try of the attempt that ends: the same call once more.
+    """Return whether a message that a hook sends is the retry of the ending attempt: the same call again.
 
-    A middleware may send the same id with other arguments, or to another queue, or again after a success: these are
-    messages of their own.
+    A middleware may send the same id with other arguments, to another queue, or after a success: these are new
+    messages.
     """
     own = attempt.message
     return (
         own is not None
         and attempt.hooks
-        and (attempt.struck or not attempt.returned)
+        and (attempt.interrupted or not attempt.returned)
         and attempt.retry is None
         and (message.message_id, message.queue_name, message.actor_name)
         == (own.message_id, own.queue_name, own.actor_name)
@@ -149,13 +151,13 @@ def _is_retry(attempt: Attempt, message: Any, item: NewItem) -> bool:
 
 
 def _check(message: Any, item: NewItem) -> None:
-    """Raise BadItem for a message that no worker could read, whose delay is no span of time, or whose arguments are
-    larger than `submit` would take them.
+    """Raise BadItem for a message that no worker could read, with an invalid delay, or with more bytes of arguments
+    than `submit` takes.
     """
     if not envelope.has_fields(message):
         raise BadItem(
-            "the message's names of its actor and its queue, and its id, must be texts without control characters, and "
-            "its keyword arguments and options dicts"
+            "the message's actor name, queue name and id must be texts without control characters, and its keyword "
+            "arguments and options must be dicts"
         )
     if not item.delay <= MAX_SPAN_SECONDS:
         raise BadItem(f"a delay must be a number of milliseconds that is no longer than {MAX_SPAN_SECONDS:,} s")
@@ -164,7 +166,7 @@ def _check(message: Any, item: NewItem) -> None:
 
 
 def _within_limits(item: NewItem, attempt: Attempt) -> NewItem:
-    """Return an item that an attempt sends; raise BadItem when it sends too many, or too much, for one transaction."""
+    """Return an item that an attempt sends. Raises BadItem for too many items, or bytes, for one transaction."""
     if attempt.children >= CHILDREN_LIMIT or attempt.child_bytes + item.size > CHILDREN_LIMIT_BYTES:
         raise BadItem(
             f"an item may send {CHILDREN_LIMIT:,} messages, of {CHILDREN_LIMIT_BYTES // 2**20} MiB together, since "
@@ -174,7 +176,7 @@ def _within_limits(item: NewItem, attempt: Attempt) -> NewItem:
 
 
 def _retry_options(message: Any) -> dict[str, Any]:
-    """Return a retried message's own options, with the end of the traceback that Dramatiq keeps there."""
+    """Return a retried message's own options; Dramatiq's traceback in them is cut to its end."""
     options = stamp.without(message.options)
     if isinstance(text := options.get("traceback"), str):
         options["traceback"] = text[-TRACEBACK_CHARS:]

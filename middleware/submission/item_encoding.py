@@ -1,4 +1,4 @@
-"""Encodes an item of a job as it is stored."""
+"""Encodes an item of a job for the database."""
 
 import hashlib
 import json
@@ -17,32 +17,32 @@ from callboard.sql.signature import Signature
 
 #: The most bytes that an item's encoded arguments may have.
 ITEM_LIMIT_BYTES = 1_048_576
-#: The most bytes of an item key that is stored as it is: an index holds it.
+#: The most bytes of an item key that is stored unchanged: an index contains it.
 KEY_BYTES = 500
-#: How a digest begins that stands for a longer item key.
+#: The prefix of a digest, which is stored instead of a longer item key.
 DIGEST = "sha256:"
 
-#: The types of item keys beside those of JSON: the text of each tells its value, in any process.
+#: The types of item keys in addition to those of JSON. The text of such a key identifies its value in any process.
 KEY_TYPES = (date, time, timedelta, Decimal, UUID, Enum, bytes, PurePath)
 
-#: The characters that JSON begins with.
+#: The first characters of JSON texts.
 JSON_BEGINS = '"[{-0123456789tfnNI'
 
-#: The types of an item that is arguments by position. In `isinstance` a tuple takes a third of the time of a union.
+#: The types of an item that has arguments by position. `isinstance` with a tuple takes a third of the time of a union.
 _BY_POSITION = (list, tuple)
 
-#: A field of the items, or a function of an item.
+#: The item key: a field of the items, or a function of an item; None: items have no key.
 ItemKey: TypeAlias = str | Callable[[Any], Any] | None
 #: An item as it is stored: its encoded arguments and its item key.
 Row: TypeAlias = tuple[bytes, str | None]
 
 
 class BadItem(ValueError):
-    """An item can't be stored; the message says which one, counting from 0, and why."""
+    """An item can't be stored; the text says which one, counting from 0, and why."""
 
 
 class Lane(NamedTuple):
-    """The argument by which items have lanes, and what arguments their actor takes; None if nobody knows."""
+    """The argument that decides an item's lane, and the arguments that the actor takes; None if they are not known."""
 
     by: str
     signature: Signature | None
@@ -55,7 +55,7 @@ class Lane(NamedTuple):
     def is_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Return whether a call has that argument, or leaves it to the actor's default.
 
-        All calls that give it in the other way, by position or by keyword, would be one lane.
+        All calls that pass it the other way, by position instead of keyword or the reverse, would be in one lane.
         """
         by = int(self.by) if self.by.isdecimal() else self.by
         given = by < len(args) if isinstance(by, int) else by in kwargs
@@ -66,8 +66,8 @@ def encode_all(
     items: Iterable[Any], *, stored: int = 0, item_key: ItemKey = None, signature: Signature | None = None,
     lane: Lane | None = None,
 ) -> Iterator[Row]:  # fmt: skip
-    """Encode the items after the first `stored` ones, which are passed over. `signature`: what arguments their actor
-    takes, None if nobody knows. `lane`: by what each has a lane. Raises BadItem.
+    """Encode the items after the first `stored` ones, which are skipped. `signature`: the arguments that their actor
+    takes, None if they are not known. `lane`: the argument that decides their lane. Raises BadItem.
     """
     source = iter(items)
     next(islice(source, stored, stored), None)
@@ -76,14 +76,14 @@ def encode_all(
 
 
 def call_of(item: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments that an item stands for, by position and by keyword."""
+    """Return an item's arguments, by position and by keyword."""
     if isinstance(item, dict):
         return [], item
     return list(item) if isinstance(item, _BY_POSITION) else [item], {}
 
 
 def add_to_digest(digest: bytes, row: Row) -> bytes:
-    """Return the digest of some items and one more."""
+    """Return the digest of the items of `digest` and one more item."""
     args, key = row
     return hashlib.sha256(b"%b%d:%b%b" % (digest, len(args), args, (key or "").encode())).digest()
 
@@ -92,7 +92,7 @@ def encode(
     number: int, item: Any, item_key: ItemKey = None, signature: Signature | None = None, noun: str = "item", *,
     lane: Lane | None = None,
 ) -> Row:  # fmt: skip
-    """Encode the item, or `noun`, that has this number in the input; raises BadItem."""
+    """Encode the item, or `noun`, with this number in the input. Raises BadItem."""
     args, kwargs = call_of(item)
     if signature is not None and (wrong := signature.misfit(args, kwargs)):
         raise BadItem(f"{noun} {number} does not fit its actor: {wrong}")
@@ -121,11 +121,11 @@ def _key(which: str, item: Any, item_key: str | Callable[[Any], Any]) -> str:
 
 
 def key_text(value: Any) -> str:
-    """Return the text that a row keeps of an item key: different values have different texts.
+    """Return the text of an item key that a row stores: different values have different texts.
 
-    A text stays as it is, other values become JSON. A text that would read as JSON is quoted, so "1" is not 1. What is
-    too long for an index, or no text for PostgreSQL, becomes a digest. Raises TypeError for an object whose text does
-    not tell its value, and ValueError for NaN, which stands for a missing value.
+    A text stays unchanged, other values become JSON. A text that is valid JSON is quoted, so "1" differs from 1. A key
+    that is too long for an index, or that PostgreSQL can't store as text, becomes a digest. Raises TypeError for an
+    object whose text does not identify its value, and ValueError for NaN, which means a missing value.
     """
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, allow_nan=False, default=_value_text)
     if isinstance(value, str) and (value.startswith(DIGEST) or (value[:1] in JSON_BEGINS and _is_json(value))):
@@ -137,8 +137,8 @@ def key_text(value: Any) -> str:
 
 
 def key_texts(key: str | None) -> tuple[str, ...]:
-    """Return what a row may keep of a key that somebody looks for: the text as it is, as a row shows it, or encoded;
-    nothing for None.
+    """Return the texts that a row may store for a key that is searched: the key unchanged, as rows show it, and
+    encoded; an empty tuple for None.
     """
     return () if key is None else (key, key_text(key))
 

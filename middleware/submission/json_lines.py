@@ -14,7 +14,7 @@ NOT_UTF8 = "not UTF-8"
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no item, or the first of some: its number, from 1, why, and the number of the last."""
+    """A line that is no item, or the first of several: its number from 1, the reason, and the last one's number."""
 
     line: int
     why: str
@@ -26,7 +26,7 @@ class BadLine:
 
 
 def lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1. A line over the limit is cut to one byte more than that."""
+    """Yield lines with their numbers, from 1. A line over `ITEM_LIMIT_BYTES` is cut to one byte more than that."""
     number = 0
     while line := source.readline(ITEM_LIMIT_BYTES + 1):
         number += 1
@@ -37,14 +37,14 @@ def lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def values(numbered: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]:
-    """Each line's number and JSON value, or BadLine; blank lines are left out."""
+    """Yield each line's number and JSON value, or BadLine; blank lines are skipped."""
     for number, line in numbered:
         if line.strip():
             yield number, value(number, line)
 
 
 def value(number: int, line: bytes) -> Any:
-    """A line's JSON value, or BadLine."""
+    """Return a line's JSON value, or BadLine."""
     if len(line) > ITEM_LIMIT_BYTES:
         return too_long(number)
     try:
@@ -56,5 +56,5 @@ def value(number: int, line: bytes) -> Any:
 
 
 def too_long(number: int) -> BadLine:
-    """A line that has more bytes than an item may have."""
+    """Return the error of a line that has more bytes than an item may have."""
     return BadLine(number, f"more than the {ITEM_LIMIT_BYTES:,} bytes that an item may have")

@@ -1,4 +1,4 @@
-"""Renews the lease of the jobs that this process submits: a submission whose lease ran out has broken off."""
+"""Renews the leases of the jobs that this process submits. A submission whose lease expired counts as broken off."""
 
 import math
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from callboard.middleware.process.process import Process
 from callboard.sql import timings
 from callboard.sql.writes import submission
 
-#: Seconds until the leases of jobs are renewed again that another transaction has locked.
+#: Seconds until the leases of locked jobs are renewed again.
 LOCKED_PAUSE_SECONDS = 0.1
 
 
 @dataclass(slots=True)
 class SubmissionLease:
-    """The jobs that this process submits. A thread of its own renews their leases, so a source of items may be slow."""
+    """The jobs that this process submits. A thread renews their leases, so the source of the items may be slow."""
 
     process: Process
     _jobs: list[int] = field(default_factory=list)
@@ -27,9 +27,9 @@ class SubmissionLease:
 
     @contextmanager
     def held(self, job: int) -> Iterator[None]:
-        """Keep the job's lease while the block runs; the statement that created the job has begun it."""
+        """Renew the job's lease while the block runs. The statement that created the job began the lease."""
         self._jobs.append(job)
-        self._periodic.seconds = timings.SUBMISSION_LEASE_SECONDS / 3  # as it is now: tests shorten it
+        self._periodic.seconds = timings.SUBMISSION_LEASE_SECONDS / 3  # read here, because tests shorten it
         self._periodic.start()
         try:
             yield
@@ -42,5 +42,5 @@ class SubmissionLease:
         return LOCKED_PAUSE_SECONDS if locked else None
 
     def stop(self) -> None:
-        """End the thread; the leases of submissions that go on run out."""
+        """End the thread. The leases of submissions that still run expire."""
         self._periodic.stop(0)

@@ -1,4 +1,4 @@
-"""Stores plain sends: in the job that they name, or in their actor's standing job of the day."""
+"""Stores plain sends in the job that they name, or in their actor's standing job of the day."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +22,8 @@ class JobClosed(RuntimeError):
 
 @dataclass(slots=True)
 class SendStore:
-    """Stores plain sends of this process, one transaction for many. `publish` is called with those that it stores under
-    a lease: their sender may be gone by then.
+    """Stores plain sends of this process, many in one transaction. `publish` is called for each send that is stored
+    under a lease, because its sender may have timed out by then.
     """
 
     process: Process
@@ -32,7 +32,7 @@ class SendStore:
     _standing: dict[str, int] = field(default_factory=dict)  # by actor
 
     def store(self, conn: Conn, sends: Sequence[Send]) -> None:
-        """Store each send that waits, and resolve its future: with the message to publish, or with JobClosed."""
+        """Store each waiting send, and resolve its future: with the message to publish, or with JobClosed."""
         closed = self._store(conn, [send for send in sends if not send.stored.done()])
         # A standing job may have been sealed at midnight since it was cached: look it up once more.
         again = [send for send in closed if send.item.job == 0]
@@ -45,8 +45,8 @@ class SendStore:
             send.stored.set_exception(JobClosed("the job takes no more items: it is sealed or was stopped"))
 
     def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
-        """Store the sends whose job is open; return the others. Without item keys that is one statement."""
-        named, copies = _one_a_key([(send, replace(send.item, job=self._job(conn, send.item))) for send in sends])
+        """Store the sends whose job is open; return the others. Without item keys this takes one statement."""
+        named, copies = _first_per_key([(send, replace(send.item, job=self._job(conn, send.item))) for send in sends])
         began = time.monotonic()
         with self.leases.joining({item.job for _, item in named}) as leases:
             known, new, added = self._add(conn, named, leases)
@@ -65,8 +65,8 @@ class SendStore:
     def _add(
         self, conn: Conn, named: Sequence[tuple[Send, NewItem]], leases: Sequence[int]
     ) -> tuple[dict[tuple[str, str], tuple[int, int]], list[tuple[Send, NewItem]], list[tuple[int, int | None] | None]]:
-        """Store items; return the places of those that were stored before, by (actor, item key), the others, and what
-        `add_items` gives for these.
+        """Store items. Returns the (job, number) of items that were stored before, by (actor, item key); the other
+        items; and the results of `add_items` for these.
         """
         keys = [(item.actor, item.key, item.job, send.redelivered) for send, item in named if item.key is not None]
         known: dict[tuple[str, str], tuple[int, int]] = {}
@@ -74,7 +74,7 @@ class SendStore:
         try:
             with transaction(conn) if keys else nullcontext():
                 if keys:
-                    # A statement after the one that locks the jobs sees all the keys that they have.
+                    # A separate statement after the lock: it sees all keys that the jobs have.
                     lock_for_keys(conn, (item.job for _, item in named), (actor for actor, *_ in keys))
                     known = items_by_key(conn, keys)
                 new = [(send, item) for send, item in named if (item.actor, item.key or "") not in known]
@@ -97,8 +97,8 @@ class SendStore:
         return self._standing[item.actor]
 
 
-def _one_a_key(named: Iterable[tuple[Send, NewItem]]) -> tuple[list[tuple[Send, NewItem]], list[Send]]:
-    """Return the sends of which none before has the same job and item key, and the others."""
+def _first_per_key(named: Iterable[tuple[Send, NewItem]]) -> tuple[list[tuple[Send, NewItem]], list[Send]]:
+    """Return the first send of each job and item key, and the duplicates."""
     keys: set[tuple[int, str]] = set()
     first, copies = [], []
     for send, item in named:

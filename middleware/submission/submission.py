@@ -1,4 +1,4 @@
-"""Stores the items of a job chunk by chunk, from where an earlier submission of the job broke off."""
+"""Stores the items of a job chunk by chunk, and continues an earlier submission that broke off."""
 
 import logging
 import math
@@ -27,16 +27,17 @@ from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import stages, submission, sweep
 from callboard.sql.writes.submission import KeyInUse
 
-#: The most items that are stored in one transaction, and the bytes of their arguments that end it. More would hold the
-#: lock of the job for too long, which all outcomes of its items wait for.
+#: The most items, and bytes of arguments, that one transaction stores. Larger ones would hold the job's lock for too
+#: long, and all outcomes of its items wait for that lock.
 CHUNK_ITEMS, CHUNK_BYTES = 10_000, 2**22
-#: A chunk with this many items is worth a thread that stores it, and new statistics for PostgreSQL's planner.
+#: A chunk with so many items is stored in a thread, and followed by new statistics for PostgreSQL's planner.
 LARGE_CHUNK_ITEMS = 1_000
-#: After so many items the reading stops for so many seconds, while a thread stores the chunk before: that thread needs
-#: Python's lock for moments only, between PostgreSQL's answers, and would wait 5 ms for each. These are the fastest.
+#: While a thread stores the last chunk, the reading pauses after so many items for so many seconds. The storing thread
+#: needs the GIL only briefly, between PostgreSQL's answers, and would wait 5 ms each time. These values measured
+#: fastest.
 PAUSE_ITEMS, PAUSE_SECONDS = 256, 0.0001
 
-#: Why a job takes no more items of a submission, by what `store_chunk` returns.
+#: Why a job takes no more items of a submission, by the result of `store_chunk`.
 REFUSED = {
     "elsewhere": "is submitted by another process or thread",
     "sealed": "takes no more items",
@@ -48,14 +49,16 @@ log = logging.getLogger("callboard.submit")
 
 
 class SubmittedElsewhere(RuntimeError):
-    """Another submission has the job with this key, or the job was stopped while it was submitted."""
+    """Another submission holds the job with this key, or the job was stopped while it was submitted."""
 
 
 def submitting(actor: str, queue: str) -> AbstractContextManager[dict[str, str] | None]:
-    """Return a context with a span of OpenTelemetry's, where that is on; it yields the trace to keep with the job."""
+    """Return a context manager that opens an OpenTelemetry span, if that is on, and yields the trace context to store
+    with the job, else None.
+    """
     if not settings.OPENTELEMETRY.get():
         return nullcontext()
-    from callboard.middleware import spans  # noqa: PLC0415 — imported only where it is asked for
+    from callboard.middleware import spans  # noqa: PLC0415 — imported only where it is on
 
     return spans.submitting(actor, queue)
 
@@ -64,11 +67,11 @@ def store_rows(
     rows: Iterable[Row], start: int, store: Callable[[int, list[Row]], None], *, chunk_seconds: float = math.inf,
     reads_on: bool = False,
 ) -> None:  # fmt: skip
-    """Store encoded items by `store(start, rows)`, in chunks; `start` is the number of a chunk's first item. A chunk
-    ends with 10,000 items, with 4 MiB, or when `chunk_seconds` are over. `reads_on`: the next chunk is read while a
-    large one is stored in a thread.
+    """Store encoded items in chunks by `store(start, rows)`, where `start` is the number of a chunk's first item. A
+    chunk ends after 10,000 items, 4 MiB, or `chunk_seconds`. `reads_on`: the next chunk is read while a thread stores a
+    large one.
 
-    Raises what `rows` and `store` raise: of both the error of `store`, since that is of items before.
+    Raises what `rows` and `store` raise. If both fail, raises the error of `store`, which concerns earlier items.
     """
     storing: Future[None] = Future()  # the last chunk that was given to the thread
     storing.set_result(None)
@@ -85,7 +88,7 @@ def store_rows(
                 if in_thread:
                     try:
                         storing = thread.submit(copy_context().run, store, start, chunk)
-                    except RuntimeError:  # no pool takes anything when Python ends
+                    except RuntimeError:  # no pool takes work when Python exits
                         in_thread = False
                 if not in_thread:
                     store(start, chunk)
@@ -111,11 +114,11 @@ def _chunks(rows: Iterable[Row], seconds: float, pause: Callable[[], None]) -> I
 
 @dataclass(slots=True)
 class Submission:
-    """A bulk submission of the job that was `made`, or found by its `key`. `write` runs a statement once, and
+    """A bulk submission of the job `made`, which was created, or found by its `key`. `write` runs a statement once.
     `publish_job` publishes the first items of a job from this process.
 
-    `keyed`: the items have item keys. `open`: the job is not sealed, but open for more items. With a `key` the items
-    that are stored must be the same again, so each is encoded and its digest compared.
+    `keyed`: the items have item keys. `open`: the job is not sealed at the end, but stays open for more items. With a
+    `key`, the items that are already stored must come again unchanged, so each is encoded and their digest compared.
     """
 
     write: Write
@@ -125,16 +128,16 @@ class Submission:
     key: str | None
     keyed: bool = False
     open: bool = False
-    _consumed: int = field(init=False)  # inputs that are in the database
-    _digest: bytes = field(init=False)  # of these, if there is a key
-    _looked: int = 0  # inputs that were in the database when the planner's statistics were last looked at
+    _consumed: int = field(init=False)  # inputs that are stored
+    _digest: bytes = field(init=False)  # of these inputs, if there is a key
+    _looked: int = 0  # inputs that were stored when the planner's statistics were last renewed
 
     def __post_init__(self) -> None:
         self._consumed, self._digest = self.made.consumed, self.made.digest
 
     def store(self, rows: Iterable[Row]) -> bool:
-        """Store the encoded items that are not stored yet, then seal the job. Return False for a job that takes no more
-        items: these are compared with those that it has.
+        """Store the encoded items that are not stored yet, then seal the job; return True. For a job that takes no more
+        items, compare the items with the stored ones and return False.
 
         Raises BadItem, KeyInUse, SubmittedElsewhere, psycopg.Error, PoolTimeout, and what `rows` raises.
         """
@@ -154,7 +157,7 @@ class Submission:
         return True
 
     def _new_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Return the items that are not stored yet. Raises KeyInUse if the others differ."""
+        """Return the items that are not stored yet. Raises KeyInUse if the stored ones differ."""
         return iter(rows) if self.key is None else self._compared(rows)
 
     def _compared(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -171,7 +174,7 @@ class Submission:
             raise KeyInUse(self.key, self.made.job, f"{consumed:,} items, and these are {count:,}")
 
     def _store(self, start: int, rows: Sequence[Row]) -> None:
-        """Store a chunk, all of it or nothing; the job starts with its first chunk."""
+        """Store a chunk in one transaction; the job starts with its first chunk."""
         digest = self._digest if self.key is None else reduce(item_encoding.add_to_digest, rows, self._digest)
         how, number = self.write(
             lambda conn: submission.store_chunk(conn, self.made.job, start, rows, keyed=self.keyed, digest=digest)
@@ -189,7 +192,7 @@ class Submission:
             self.publish_job(self.made.job)
 
     def _analyze(self) -> None:
-        """Renew the planner's statistics before workers query the new rows; the sweep does so too, a little later."""
+        """Renew the planner's statistics before workers query the new rows; the sweep would do it a little later."""
         try:
             self.write(sweep.analyze_grown_tables)
         except (psycopg.Error, PoolTimeout):
@@ -198,12 +201,12 @@ class Submission:
     def _seal(self) -> None:
         end = submission.open_job if self.open else submission.seal_job
         sealed = self.write(lambda conn: end(conn, self.made.job))
-        if not sealed and self.key is None:  # with a key another may have sealed it, with all of its items
+        if not sealed and self.key is None:  # with a key, another submission may have sealed it, complete
             raise SubmittedElsewhere(f"job {self.made.job} was stopped before its submission was done")
         self.publish_job(self.made.job)
 
     def _break_off(self, error: BaseException) -> None:
-        """Stop a job that no later submission can continue; a job with a key stays open for one."""
+        """Stop a job that no later submission can continue; a job with a key can be continued."""
         reason = clean(f"its submission broke off at input {self._consumed}: {type(error).__name__}: {error}")
 
         def write(conn: Conn) -> None:
@@ -211,29 +214,27 @@ class Submission:
             discarded = refused and submission.discard_job(conn, self.made.job)
             if not discarded and self.key is None:
                 submission.fail_submission(conn, self.made.job, reason)
-            elif not discarded and not isinstance(error, SubmittedElsewhere):  # the other one goes on
+            elif not discarded and not isinstance(error, SubmittedElsewhere):  # the other submission goes on
                 submission.release_submission(conn, self.made.job)
             stages.update_parents(conn)
 
         try:
             self.write(write)
-        except psycopg.Error as failure:  # the sweep does it when the lease of the submission is over
-            log.warning(
-                "job %d will be marked as broken off in a while, since now that fails: %s", self.made.job, failure
-            )
+        except psycopg.Error as failure:  # the sweep does it when the lease of the submission expires
+            log.warning("job %d can't be marked as broken off now, and will be later: %s", self.made.job, failure)
         except Exception:
             log.exception("job %d can't be marked as broken off", self.made.job)
 
 
 def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime | timedelta | str | None:
-    """Return when a job starts; raises ValueError if both are given, or one makes no sense."""
+    """Return when a job starts. Raises ValueError if both are given, or one is invalid."""
     if delay is not None and at is not None:
         raise ValueError("delay and at say the same: give one of them")
     return at if delay is None else parse_time("delay", delay)
 
 
 def check_items(items: object) -> None:
-    """Raise TypeError for one item in the place of many, and for a DataFrame of pandas."""
+    """Raise TypeError for a single item instead of an iterable, and for a DataFrame of pandas."""
     if hasattr(items, "itertuples"):
         raise TypeError(
             "items must be an iterable of items, and a DataFrame is one of its columns' names: give its "
@@ -244,7 +245,7 @@ def check_items(items: object) -> None:
 
 
 def check_chunk(chunk: int | None) -> None:
-    """Raise ValueError unless a message can carry so many items."""
+    """Raise ValueError unless a message can carry `chunk` items."""
     if chunk is not None and (type(chunk) is not int or not 1 <= chunk <= timings.PUBLISH_WINDOW_ITEMS):
         raise ValueError(
             f"chunk must be a whole number from 1 to {timings.PUBLISH_WINDOW_ITEMS}, or None, not {chunk!r}"

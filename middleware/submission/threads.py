@@ -1,4 +1,4 @@
-"""Takes the item that runs, and the job of a block, along into other threads."""
+"""Carries the running item, and the job of a `job` block, into other threads."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def in_context(function: Callable[P, T]) -> Callable[P, T]:
-    """Return the function so that it runs for the item, and in the `job` block, of this place, also in other threads.
+    """Return a function that runs for the current item, and in the current `job` block, in any thread.
 
     threading.Thread(target=callboard.in_context(watch)).start()
 
@@ -26,16 +26,17 @@ def in_context(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        # A copy: no context can be entered twice at the same time.
+        # A copy, because a context can't be entered twice at the same time.
         return context.copy().run(function, *args, **kwargs)
 
     return run
 
 
 def carry_into_pools() -> None:
-    """Have what an item, or a `job` block, gives to a ThreadPoolExecutor run for it: Python's pools carry no context.
+    """Make functions that an item, or a `job` block, submits to a ThreadPoolExecutor run for it: Python's pools carry
+    no context.
 
-    It replaces the method of the class, once in a process: a pool of the actor's own is made by no code of ours.
+    This replaces the method of the class, once per process, because actors create their own pools.
     """
     plain: Any = ThreadPoolExecutor.submit
     if getattr(plain, "carries", False):

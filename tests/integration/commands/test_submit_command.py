@@ -210,7 +210,7 @@ def test_a_submission_that_cant_be_marked_as_broken_off_says_so_in_a_line(env: E
         conn.execute(f"CREATE TRIGGER audit BEFORE UPDATE OF reason ON callboard.jobs {audit}".encode())
     done = run(tmp_path, "submit", ACTOR, env=env, given=b'"a"\n')
     told, said = done.stderr.splitlines()
-    assert "will be marked as broken off in a while" in told
+    assert "can't be marked as broken off now, and will be later" in told
     assert said.startswith("callboard: a function of this database refuses it: audit")
 
 
