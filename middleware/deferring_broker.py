@@ -15,7 +15,7 @@ from callboard.middleware.tracked_broker import TrackedBroker
 
 
 class DeferringBroker(TrackedBroker):
-    """See TrackedBroker. What is stored is published by the `enqueue` of Dramatiq's class."""
+    """See TrackedBroker. Stored messages are published by the `enqueue` of Dramatiq's class."""
 
     def start_tracking(self, database_url: str) -> None:
         """See TrackedBroker."""
@@ -29,8 +29,8 @@ class DeferringBroker(TrackedBroker):
         return super().enqueue(message, delay=delay)
 
     def join(self, queue_name: str, *, timeout: int | None = None, **options: Any) -> None:
-        """Wait until all items of a queue have ended, and its messages are acknowledged; and the items that became of
-        such messages, which another producer had delayed.
+        """Wait until all items of a queue have ended and its messages are acknowledged. A delayed message of another
+        producer becomes an item when it is due, so both waits run twice. `timeout` is in milliseconds.
         """
         began = time.monotonic()
         for _ in range(2):

@@ -29,7 +29,7 @@ _log_outage = OutageLog(
 
 
 class DeferringConsumer(Consumer):
-    """Wraps a broker's own consumer. That acknowledges in a side thread, since it may block or lose its connection."""
+    """Wraps a broker's own consumer. Acknowledges in a side thread, because that may block or lose the connection."""
 
     def __init__(self, consumer: Consumer, queue_name: str, runtime: Runtime) -> None:
         self._consumer = consumer
@@ -41,7 +41,7 @@ class DeferringConsumer(Consumer):
         self._closed = False
         self._side_thread = SideThread("acks")
         self._broker: Any = getattr(consumer, "broker", object())
-        #: Seconds after which Redis takes a worker for dead that it has not heard of; None for other brokers.
+        #: Seconds without a heartbeat after which Redis takes a worker for dead; None for other brokers.
         self._silence: float | None = None
         if hasattr(self._broker, "maintenance_chance"):
             self._silence = self._broker.heartbeat_timeout / 1000
@@ -49,7 +49,7 @@ class DeferringConsumer(Consumer):
         self._consumers.acks.add(self)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what an app may ask of its broker's own consumer."""
+        """Return an attribute of the broker's own consumer, which an app may use."""
         return getattr(self._consumer, name)
 
     def __next__(self) -> MessageProxy | None:
@@ -59,10 +59,10 @@ class DeferringConsumer(Consumer):
             if message is None:
                 self._maintain()
                 return None
-            checked = envelope.checked(message._message)  # noqa: SLF001 — its class is the broker's
+            checked = envelope.checked(message._message)  # noqa: SLF001 — an attribute of the broker's own class
             message._message = envelope.of_queue(checked, self._queue)  # noqa: SLF001
         except DecodeError:
-            if message is None:  # its bytes say nothing; to begin anew would lose what was fetched with it
+            if message is None:  # a new consumer would lose the messages that were fetched with it
                 log.exception("a message can't be decoded; its broker keeps it")
             else:
                 log.exception("a message can't be read; it goes to the dead letters")
@@ -70,7 +70,7 @@ class DeferringConsumer(Consumer):
             return None
         tag = next(self._tags)
         message.delivery = Delivery(  # type: ignore[attr-defined]
-            self, tag, stamp.read(message.options), self._may_come_again(message)
+            self, tag, stamp.read(message.options), self._may_be_redelivered(message)
         )
         self._open[tag] = message
         return message
@@ -82,18 +82,19 @@ class DeferringConsumer(Consumer):
         except Exception:
             log.exception("a message that can't be read can't be rejected; its broker keeps it")
 
-    def _may_come_again(self, message: MessageProxy) -> bool:
-        """Return whether a message may have been delivered before. Some brokers say so. Redis's does not: it requeues
-        the messages of a worker that it has not heard of for some time, and none that are younger.
+    def _may_be_redelivered(self, message: MessageProxy) -> bool:
+        """Return whether a message may have been delivered before. Some brokers set `redelivered`. The Redis broker
+        does not: it requeues the messages of a worker without a heartbeat, so only a message older than half of that
+        time may be redelivered.
         """
         if getattr(message, "redelivered", False):
             return True
         return self._silence is not None and time.time() - message.message_timestamp / 1000 > self._silence / 2
 
     def _maintain(self) -> None:
-        """Have Redis put back into the queue what dead workers held. Raises ConnectionClosed.
+        """Make Redis requeue the messages of dead workers. Raises ConnectionClosed.
 
-        Dramatiq does so by chance, at one of a thousand calls: without many calls the messages would wait for minutes.
+        Dramatiq does so at random, in one of a thousand calls: with few calls these messages would wait for minutes.
         """
         if self._silence is None or time.monotonic() - self._maintained_at < self._silence / 2:
             return
@@ -120,8 +121,8 @@ class DeferringConsumer(Consumer):
         self._consumer.requeue(messages)
 
     def close(self) -> None:
-        """If the process stops, wait a moment until the outcomes so far are committed and acknowledged. After a lost
-        connection the acknowledgements go on.
+        """Close the consumer. A process that stops first waits until the outcomes so far are committed and
+        acknowledged, for `time_left()` at most. After a lost connection the acknowledgements go on.
         """
         if self._runtime.process.stopping:
             acknowledged = threading.Event()
@@ -139,11 +140,11 @@ class DeferringConsumer(Consumer):
         return len(self._open)
 
     def deliveries(self) -> list[Delivery]:
-        """Their deliveries."""
+        """The deliveries of these messages."""
         return [message.delivery for message in list(self._open.values())]
 
     def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
-        """Acknowledge and reject these; see `Acks`."""
+        """Acknowledge and reject these messages; see `Acks`."""
         self._side_thread.run(partial(self._finish_all, acks, nacks))
 
     def _finish_all(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:

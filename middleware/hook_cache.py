@@ -1,7 +1,7 @@
-"""Calls the hooks of a broker's middleware: of each hook only the middleware that defines it.
+"""Calls the hooks of a broker's middleware, and skips the middleware that does not define a hook.
 
-Dramatiq calls four hooks a message on some nine middleware, most of which define none of them. Measured: without this a
-worker needs 15 % more CPU time an item.
+Dramatiq calls four hooks per message on about nine middleware, most of which define none of the four. Measured: without
+this cache a worker needs 15 % more CPU time per item.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +34,8 @@ class HookCache:
                 self._broker.logger.critical("Unexpected failure in before_%s.", signal, exc_info=True)
 
     def after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the hooks `after_<signal>` in reverse order; exceptions are logged. A SystemExit raised by a hook of
-        a message signal is logged too: an exception that the hook formats may raise it, and it would end Dramatiq's
-        thread.
+        """Call the hooks `after_<signal>` in reverse order; exceptions are logged. For a message signal, a SystemExit
+        is logged too: an exception that a hook formats may raise it, and it would end Dramatiq's thread.
         """
         caught = (Exception, SystemExit) if signal in MESSAGE_SIGNALS else Exception
         for hook in self._find(f"after_{signal}"):

@@ -21,17 +21,17 @@ log = logging.getLogger("callboard")
 def install(broker: dramatiq.Broker | None = None, *, database_url: str | None = None) -> dramatiq.Broker:
     """Track everything that `broker` sends and processes; calling it again changes nothing. Returns the broker.
 
-    Without one, the broker that Dramatiq has been given is tracked. If it has none, one is made from ``AMQP_URL`` (the
-    in-process one when that isn't set) and becomes Dramatiq's. Call it where the broker is made, before actors are
-    declared or after. Raises NotConfigured without a database, but for a StubBroker of the app's, which runs its actors
-    untracked then: an app's own tests need no database.
+    Without `broker`, Dramatiq's global broker is tracked. If Dramatiq has none, a broker is made from ``AMQP_URL`` (the
+    in-process one when that isn't set) and becomes the global one. Call it where the broker is made, before or after
+    actors are declared. Raises NotConfigured without a database. A StubBroker of the app without a database runs its
+    actors untracked instead: an app's own tests need no database.
     """
     if not (broker is None or isinstance(broker, dramatiq.Broker)):
         raise TypeError(f"install() takes a broker of Dramatiq's, not {broker!r:.100}")
     if broker is None:
         broker = dramatiq.broker.global_broker
     if broker is None:
-        database_address(database_url)  # a broker of ours without a database would be an app's mistake
+        database_address(database_url)  # raises: without a database our own broker is of no use
         broker = make_broker(database_url)
         dramatiq.set_broker(broker)
     if isinstance(broker, StubBroker) and not is_database_named(database_url):
@@ -46,7 +46,8 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
 
 
 def make_broker(database_url: str | None = None) -> dramatiq.Broker:
-    """The broker at `broker_addresses` (several nodes separated by ``;``), or one in this process.
+    """Return a broker for `broker_addresses` (several nodes separated by ``;``), or an in-process one without an
+    address.
 
     Raises NotConfigured for an address that can't be used.
     """
@@ -69,13 +70,14 @@ def make_broker(database_url: str | None = None) -> dramatiq.Broker:
 
 
 def _tracked_class(cls: type[dramatiq.Broker]) -> type[TrackedBroker]:
-    """Return the class of a tracked broker of this class.
+    """Return the tracked subclass of this class of a broker.
 
-    The broker was made without it. An `enqueue` set on the broker itself would hide that of a class of the app's.
+    An existing broker gets this class. To set `enqueue` on the broker itself would hide the `enqueue` of an app's
+    class.
     """
     if issubclass(cls, StockRabbitmqBroker):
         return TrackedRabbitmqBroker if cls is StockRabbitmqBroker else _named(cls, cls, TrackedRabbitmqBroker)
-    # Dramatiq's own class; or the class itself, of a broker that is none of Dramatiq's.
+    # Dramatiq's own class, or this class if it inherits from none of Dramatiq's brokers.
     stock = next((c for c in cls.__mro__ if c.__module__.startswith("dramatiq.brokers.")), cls)
     tracked = _named(stock, DeferringBroker, stock)
     return tracked if cls is stock else _named(cls, cls, tracked)

@@ -1,11 +1,11 @@
-"""An actor that every worker has, by which `callboard doctor` tries a queue from end to end."""
+"""An actor that every worker has: `callboard doctor` sends it a message to test a queue from end to end."""
 
 from typing import Any
 
 import dramatiq
 from dramatiq.brokers.stub import StubBroker
 
-#: Its name. No worker announces it: it is no actor of the app's.
+#: The name of the actor. No worker announces it, because it does not belong to the app.
 PING = "callboard.ping"
 
 
@@ -15,10 +15,10 @@ def answer() -> str:
 
 
 def add_ping(broker: dramatiq.Broker) -> None:
-    """Let the broker's workers run pings. The actor is declared to a broker of its own: the app's would declare a queue
-    for it, and tell the app's middleware and the other processes of an actor that is none of the app's.
+    """Let the broker's workers run pings. The actor is declared to a broker of its own. The app's broker would declare
+    a queue for it, and announce it to the app's middleware and to other processes.
     """
-    if PING in broker.actors:  # of a worker before this one
+    if PING in broker.actors:  # added by an earlier worker of this process
         return
     queue = next((actor.queue_name for actor in broker.actors.values()), "default")
     actor: dramatiq.Actor[..., Any] = dramatiq.Actor(

@@ -44,15 +44,15 @@ from callboard.sql.writes import jobs, workers
 log = logging.getLogger("callboard.tracking")
 
 T = TypeVar("T")
-#: Seconds that a starting worker waits for the database, and between two tries.
+#: Seconds for which a starting worker waits for the database, and seconds between two tries.
 BOOT_SECONDS = 60.0
 BOOT_RETRY_SECONDS = 2.0
 
 
 class Runtime:
-    """Builds the parts of one process and closes them; after a fork, and after `close`, they are built anew.
+    """Builds the parts of one process and closes them; builds them again after a fork, and after `close`.
 
-    `make_transport` makes a way to publish to this broker; `remote`: other processes consume the broker too.
+    `make_transport` returns a Transport to this broker; `remote`: other processes consume from the broker, too.
     """
 
     def __init__(self, url: str, make_transport: Callable[[], Transport], *, remote: bool) -> None:
@@ -62,8 +62,8 @@ class Runtime:
         self._remote = remote
         self._build()
         os.register_at_fork(after_in_child=self._build)
-        # The last messages of a short script are still to be published when it ends. A child of multiprocessing calls
-        # only what was registered in it.
+        # The last messages of a short script are not yet published when it exits. A multiprocessing child skips atexit
+        # functions, so it needs a Finalize.
         atexit.register(self._close_at_exit)
         register_after_fork(self, lambda runtime: Finalize(None, runtime._close_at_exit, exitpriority=0))  # noqa: SLF001
 
@@ -95,7 +95,7 @@ class Runtime:
 
     @property
     def publisher(self) -> Publisher:
-        """This process's publisher; made when first needed."""
+        """This process's publisher; created on first use."""
         with self._lock:
             if self._publisher is None:
                 transport = self.make_transport()
@@ -105,7 +105,7 @@ class Runtime:
             return self._publisher
 
     def write(self, statement: Callable[[Conn], T]) -> T:
-        """See `Process.write`. Raises SchemaError, which says what to do, if the schema does not fit this code."""
+        """See `Process.write`. Raises SchemaError, whose text says what to do, if the schema does not fit this code."""
         try:
             return self.process.write(statement)
         except migrate.MISFIT:
@@ -113,7 +113,7 @@ class Runtime:
             raise
 
     def when_written(self, call: Callable[[], None]) -> None:
-        """Call `call` once: when all outcomes so far are committed and acknowledged; see `Journal.when_written`."""
+        """Call `call` once, when all outcomes so far are committed and acknowledged; see `Journal.when_written`."""
         self._saving.when_written(partial(self.journal.when_written, call))
 
     # What the hooks need ---------------------------------------------------------------------------------------------
@@ -123,26 +123,29 @@ class Runtime:
         return send(broker, message, delay, attempt=self._attempt(), store=self.journal.send)
 
     def send_kept(self) -> None:
-        """Send at once the messages that this thread's attempt keeps until its outcome. Raises NotStored, JobClosed."""
+        """Send at once the messages that the current attempt keeps until its outcome. Raises NotStored, JobClosed."""
         attempt = self._attempt()
         if attempt is not None and attempt.sent:
             send_kept(attempt, store=partial(self.journal.send, child=True))
 
     def _attempt(self) -> Attempt | None:
-        """The attempt that runs here, unless it is of another broker of this process, with another database."""
+        """Return the current attempt; None if there is none, or it belongs to another broker of this process with
+        another database.
+        """
         attempt = current_attempt.get()
         return attempt if attempt and not attempt.ended and attempt.database in ("", self.url) else None
 
     def publish_job(self, job: int) -> None:
-        """Publish a job's first items from here, if this process can; workers publish the rest in any case."""
+        """Publish a job's first items from this process, if it can; workers publish the rest."""
         if self.process.publishes:
             self.publisher.publish_job(job)
 
     def drop_queue(self, queue: str) -> None:
-        """Cancel the jobs that have messages in a queue, or are to publish some. Then this process publishes none of
-        them any more: what it had in hand is in the queue, to be purged.
+        """Cancel the jobs that have messages in a queue, or have messages to publish to it. When this returns, this
+        process publishes no more of them: those that were being published are in the queue, to be purged.
 
-        Raises OtherBroker for the broker of one process, as an app's tests flush it, in the database of other workers.
+        Raises OtherBroker for an in-process broker whose database other workers use, for example when an app's tests
+        flush it.
         """
         if not self._remote and (found := self.write(partial(workers.worker_elsewhere, broker=IN_PROCESS))):
             raise OtherBroker(
@@ -166,7 +169,7 @@ class Runtime:
     # The worker ------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Wait for the database and compare its schema; a line in the log and SystemExit when this can't work."""
+        """Wait for the database and compare its schema. On an error it logs one line and raises SystemExit."""
         if warning := self._at_boot(partial(self._compare, rights=True)):
             log.warning(warning)
 
@@ -177,9 +180,10 @@ class Runtime:
             return migrate.check(conn)
 
     def _at_boot(self, query: Callable[[], T]) -> T:
-        """Run a query of a starting worker, whose database may start later, or restart.
+        """Run a query of a starting worker, and retry while its database starts or restarts.
 
-        SystemExit when this can't work: Dramatiq would only log an ordinary exception of this hook.
+        Raises SystemExit on an error or after `BOOT_SECONDS`: Dramatiq would only log an ordinary exception of this
+        hook.
         """
         deadline = time.monotonic() + BOOT_SECONDS
         while True:
@@ -188,7 +192,7 @@ class Runtime:
             except (migrate.SchemaError, OtherBroker) as error:
                 log.critical("%s", error)
                 sys.exit(1)
-            except psycopg.Error as error:  # also of a replica that is not promoted yet, or a right that is missing
+            except psycopg.Error as error:  # also an unpromoted replica, or a missing right
                 if time.monotonic() > deadline:
                     log.critical(
                         "no database that this worker can write to within 60 s: %s; %s, or give its role the rights of "
@@ -201,7 +205,7 @@ class Runtime:
                 time.sleep(BOOT_RETRY_SECONDS)
 
     def open(self, worker: dramatiq.Worker, actors: dict[str, str], signatures: dict[str, Signature]) -> None:
-        """Make this process a worker with these actors ({name: queue}): registered, publishing and sweeping."""
+        """Make this process a worker with these actors ({name: queue}): register it, start to publish and to sweep."""
         self._worker = worker
         self._stage_maker.actors = {name: signatures.get(name) for name in actors}
         self.process.threads = worker.worker_threads
@@ -213,8 +217,8 @@ class Runtime:
         self.journal.watch()
 
     def add_actor(self, actor: dramatiq.Actor[..., Any]) -> None:
-        """Announce an actor that is declared while the worker runs, as by a module that an actor imports. Without a
-        worker, it does nothing.
+        """Announce an actor that is declared while the worker runs, for example by a module that an actor imports. Does
+        nothing in a process without a worker.
         """
         queue = actor.queue_name
         if self._worker is not None and queue in (self._worker.consumer_whitelist or {queue}):
@@ -223,8 +227,8 @@ class Runtime:
             self._heartbeat.add_actor(actor.actor_name, queue, signature)
 
     def maintain(self) -> None:
-        """Publish what is due, deliver callbacks, and sweep, in threads: what a worker does beside its items, and
-        `callboard sweep` alone.
+        """Publish due messages, deliver callbacks, and sweep, in threads. A worker does this in addition to its items;
+        `callboard sweep` does only this.
         """
         self.publisher.start()
         self._sweep = Sweep(self.process, self.make_transport)
@@ -237,7 +241,7 @@ class Runtime:
         return self.in_flight.admitted, self.publisher.batches
 
     def _begin_due(self, due: DueWork | None) -> None:
-        """Wake the parts that have something to do; None: the database does not answer."""
+        """Wake the parts that have work; `due` None: the database does not answer."""
         if self._sweep is not None:
             self._sweep.note_database(None if due is None else due.clock, unswept=due is not None and due.sweep)
         if self._callbacks is not None and due is not None and due.callbacks:
@@ -249,14 +253,15 @@ class Runtime:
         rescue_of_host(conn, self.process.runs)
 
     def _trouble(self) -> str | None:
-        """Why the process can't reach its broker, or has fewer threads than it should; None: it is well."""
+        """Return why the process can't reach its broker, or that it has lost threads; None if neither is so."""
         return self._replace_threads() or self.publisher.trouble or self.consumers.why_cut_off()
 
     def _replace_threads(self) -> str | None:
-        """End a worker process that has lost threads, so that it is started again; return what it has lost, or None.
+        """Stop a worker process that has lost threads, so that it is started again; return a text about the lost
+        threads, or None.
 
-        A hook of a middleware that raises neither an Exception nor SystemExit ends the thread, and Dramatiq starts no
-        other.
+        A middleware hook that raises a BaseException other than Exception and SystemExit ends its thread, and Dramatiq
+        does not replace it.
         """
         threads = [] if self._worker is None else self._worker.workers
         lost = self._lost_threads if self.process.stopping else sum(not t.is_alive() for t in threads)
@@ -286,21 +291,21 @@ class Runtime:
             stop_process()
 
     def end(self) -> None:
-        """Close the parts of a worker process; SystemExit when it ends because it can't work."""
+        """Close the parts of a worker process. Raises SystemExit(1) if Dramatiq's command ends because of an error."""
         broken = self._broken
         self.close()
         if broken and is_dramatiq_command():
             sys.exit(1)
 
     def _close_at_exit(self) -> None:
-        """Close. Functions that Python calls at its exit after this one may still send: these messages are stored
-        without a lease, since nobody publishes them here, and workers publish them at once.
+        """Close. Exit functions that run after this one may still send: their messages are stored without a lease,
+        because this process no longer publishes, and workers publish them at once.
         """
         self._remote = False
         self.close()
 
     def close(self) -> None:
-        """Write and publish what is left, end all threads, and give back what the process has claimed."""
+        """Write the last outcomes, publish the last messages, end all threads, and release the process's claims."""
         process = self.process
         process.stopping = True
         self.submissions.stop()
@@ -319,7 +324,7 @@ class Runtime:
         self._build()
 
 
-# A worker whose broker can't be reached starts all the same, and waits for it.
+# A worker that can't reach its broker starts anyway, and waits for it.
 
 
 def _name(transport: Transport) -> str | None:

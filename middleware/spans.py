@@ -1,7 +1,8 @@
-"""OpenTelemetry: a span for each send, each submission and each attempt. Imported where CALLBOARD_OPENTELEMETRY is on.
+"""OpenTelemetry: a span for each send, each submission and each attempt. Imported only where CALLBOARD_OPENTELEMETRY is
+on.
 
-Names and attributes are those of OpenTelemetry's conventions for messaging. The app, or `opentelemetry-instrument`,
-sets up what becomes of the spans.
+Names and attributes follow OpenTelemetry's conventions for messaging. The app, or `opentelemetry-instrument`, sets up
+the exporter of the spans.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ _tracer = trace.get_tracer("callboard")
 
 @contextmanager
 def sending(message: Any) -> Iterator[None]:
-    """A span while a message is sent, which the message carries. A retry carries that of its message."""
+    """Open a span while a message is sent; the message carries its context. A retry keeps the first context."""
     if message.options.get("retries"):
         yield
         return
@@ -35,7 +36,7 @@ def sending(message: Any) -> Iterator[None]:
 
 @contextmanager
 def submitting(actor: str, queue: str) -> Iterator[dict[str, str]]:
-    """A span while a job is submitted; yields what is kept with the job of it."""
+    """Open a span while a job is submitted; yield its trace context, which is stored with the job."""
     carrier: dict[str, str] = {}
     with _producing(actor, queue, {}):
         inject(carrier)
@@ -55,10 +56,11 @@ def _attributes(operation: str, actor: str, queue: str) -> dict[str, str]:
 
 
 class Spans(Middleware):
-    """A span while an attempt runs: what the actor does and sends belongs to it.
+    """Opens a span while an attempt runs: the actor's own spans and sends are its children.
 
-    It is a child of the span in which its message was sent, and linked to it. An item of a submitted job is only linked
-    to the submission: it begins a trace, since one of a million items could not be stored or shown.
+    The span is a child of the span in which its message was sent, and linked to it. The span of an item of a submitted
+    job begins a trace of its own, and is only linked to the submission: a trace with a million items could not be
+    stored or shown.
     """
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
@@ -81,7 +83,7 @@ class Spans(Middleware):
             },
             [Link(source)] if source.is_valid else None,
         )  # fmt: skip
-        # The others of a batch begin inside the first.
+        # The other attempts of a batch begin inside the first.
         leads = not trace.get_current_span().get_span_context().is_valid
         token = context.attach(trace.set_span_in_context(span, parent)) if leads else None
         delivery.span = span, token
@@ -90,7 +92,7 @@ class Spans(Middleware):
         self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
         exception: BaseException | None = None,
     ) -> None:  # fmt: skip
-        """End the span: with an error, if the attempt failed."""
+        """End the span; set its error if the attempt failed."""
         delivery = delivery_of(message)
         if delivery is None or delivery.span is None:
             return
@@ -111,11 +113,13 @@ class Spans(Middleware):
         span.end()
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """End the span: nothing failed."""
+        """End the span without an error."""
         self.after_process_message(broker, message)
 
 
 def _read(carrier: Mapping[str, Any]) -> tuple[context.Context, trace.SpanContext]:
-    """The context that a message or a job carries, and the span in it. Others may have written anything there."""
+    """Return the context that a message or a job carries, and the span in it. Values that are no text are ignored:
+    other programs may write anything there.
+    """
     found = extract({name: text for name, text in carrier.items() if type(text) is str}, context.Context())
     return found, trace.get_current_span(found).get_span_context()

@@ -1,7 +1,7 @@
-"""The hooks: they see how each attempt starts and ends, decide its outcome, and give it to the journal.
+"""The hooks: they begin and end each attempt, decide its outcome, and give it to the journal.
 
-`Tracking` stands first in the broker's list of middleware: its `after` hooks run last, when all others have decided.
-`Returned` stands last: its `after` hooks run first, before another hook can fail.
+`Tracking` is first in the broker's list of middleware, so its `after` hooks run last, after all others have decided.
+`Returned` is last, so its `after` hooks run first, before another hook can fail.
 """
 
 import gc
@@ -39,7 +39,7 @@ from callboard.middleware.submission.actor_lookup import own_signature
 from callboard.sql import settings
 from callboard.sql.rows import Retry
 
-#: The most characters of an actor's name: an index holds it.
+#: The most characters of an actor's name: an index contains it.
 NAME_CHARACTERS = 300
 
 log = logging.getLogger("callboard.tracking")
@@ -52,9 +52,9 @@ class Discard(SkipMessage):
 
 
 class ResultsKept:
-    """A logger without Dramatiq's warning that a return value is discarded. A filter gets a record of the log, which
-    takes as long to make as the rest of an item's hooks; and an adapter calls other methods than those of the logger,
-    which an app's tests may replace.
+    """A logger without Dramatiq's warning that a return value is discarded. A logging filter would cost as much time as
+    the rest of an item's hooks, because Python first makes a log record. A LoggerAdapter would not call methods of the
+    logger that an app's tests replace.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -70,7 +70,7 @@ class ResultsKept:
 
 
 class BadDeclaration(MiddlewareError, ValueError):
-    """An actor is declared with a name that can't be recorded, or an option of Callboard that has no such value."""
+    """An actor is declared with a name that can't be recorded, or with an invalid option."""
 
 
 class Tracking(Middleware):
@@ -86,15 +86,15 @@ class Tracking(Middleware):
         self._hooks = hooks
         self._side_thread = SideThread("rejected")
         self._shares_metrics = False
-        self._owns_process = False  # Dramatiq's command made it for a worker
+        self._owns_process = False  # whether Dramatiq's command started this process as a worker
 
     @cached_property
     def _result_limit(self) -> int:
         return settings.RESULT_LIMIT.get()
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
-        """Raise BadDeclaration for a name that can't be recorded, an option `results` that says nothing, or an option
-        `throws` by which Dramatiq's thread would end.
+        """Raise BadDeclaration for a name that can't be recorded, an invalid option `results`, or an option `throws`
+        that would end Dramatiq's thread.
         """
         name = actor.actor_name
         if not 0 < len(name) <= NAME_CHARACTERS or not is_name(name):
@@ -113,7 +113,7 @@ class Tracking(Middleware):
             ) from None
 
     def after_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
-        """Announce an actor that is declared after the worker has started, and run its coroutine."""
+        """Announce an actor that is declared after the worker started; start the event loop for an async one."""
         if self.runtime.process.worker:
             _start_event_loop(broker)
         self.runtime.add_actor(actor)
@@ -132,7 +132,7 @@ class Tracking(Middleware):
             raise Discard("its item is done, runs elsewhere, or its message is delivered again")
         current_attempt.set(delivery.attempt)
         if is_async(broker.get_actor(message.actor_name)):
-            # Here, for in the coroutine it would block the event loop of all.
+            # Read here, because in the coroutine the query would block the event loop of all actors.
             with suppress(Stopping):
                 delivery.attempt.read_facts(delivery.attempt.job)
 
@@ -144,8 +144,8 @@ class Tracking(Middleware):
         self._end(broker, message, exception=exception)
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """End the attempt: the actor raised Skip, or a middleware skipped the message; one that is too old fails."""
-        # Dramatiq calls this from its handler of the SkipMessage.
+        """End the attempt: the actor raised Skip, or a middleware skipped the message. Expired messages fail."""
+        # Dramatiq calls this while it handles the SkipMessage.
         reason = sys.exc_info()[1]
         self._end(
             broker, message, skip="" if reason is None else text_of(reason),
@@ -153,13 +153,13 @@ class Tracking(Middleware):
         )  # fmt: skip
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """End the attempt if an interrupt in another hook kept `after_process_message` from it."""
+        """End the attempt if an interrupt in another hook prevented `after_process_message`."""
         if attempt_of(message) is not None:
-            self._end(broker, message, exception=sys.exc_info()[1] or RuntimeError("a hook broke off"))
+            self._end(broker, message, exception=sys.exc_info()[1] or RuntimeError("a hook was interrupted"))
 
     def requeue_without_actor(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Dramatiq nacks a message whose actor is missing before any other hook runs. Requeue it for a worker that has
-        the actor; fail the item if no worker has announced that for too long.
+        the actor; fail the item if no worker announced the actor for too long.
 
         Runs in the consumer's thread, which must not block.
         """
@@ -171,11 +171,11 @@ class Tracking(Middleware):
             self._side_thread.run(partial(self._requeue, broker, message, delivery, delivery.stamp))
 
     def _requeue(self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, stamp: Stamp) -> None:
-        message.failed = False  # a copy that must not run is acknowledged, like any other
+        message.failed = False  # a duplicate that must not run is acknowledged
         try:
             postponed = self.runtime.in_flight.postpone(message, stamp)
         except Stopping:
-            return  # never acknowledged, it is delivered again
+            return  # the message is never acknowledged, so it is redelivered
         if postponed:
             _log_waiting(ActorNotFound(f"this one has no {message.actor_name!r}"))
         else:
@@ -193,7 +193,7 @@ class Tracking(Middleware):
         self, broker: dramatiq.Broker, message: MessageProxy, *, exception: BaseException | None = None,
         skip: str | None = None, postpone: Postpone | None = None,
     ) -> None:  # fmt: skip
-        """End the message's attempt, if it has one that has not ended, and set whether the message has failed."""
+        """End the message's attempt, if it has one, and set whether the message has failed."""
         attempt = attempt_of(message)
         if attempt is None:
             return
@@ -201,7 +201,7 @@ class Tracking(Middleware):
         end = partial(self._finish, broker, message, attempt, exception=exception, skip=skip, postpone=postpone)
         try:
             end()
-        except BaseException:  # noqa: BLE001 — an interrupt came too late for the actor, and would end this thread
+        except BaseException:  # noqa: BLE001 — an interrupt that came after the actor would end this thread
             end()
 
     def _finish(
@@ -226,23 +226,23 @@ class Tracking(Middleware):
 
     @property
     def forks(self) -> list[Callable[[], int]]:
-        """The functions that Dramatiq runs in processes of their own: the server of the metrics, unless it has one."""
+        """The functions that Dramatiq runs in their own processes: the metrics server, unless Dramatiq's own runs."""
         wanted = settings.METRICS_PORT.get() is not None and not self._shares_metrics
         return [metrics.serve] if wanted else []
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
-        """Count for Prometheus, if it is wanted; before the app's modules may import its client."""
+        """Start the metrics, if they are on, before the app's modules may import Prometheus's client."""
         self._owns_process = True
-        dramatiqs = sys.modules.get("dramatiq.middleware.prometheus")  # to import it makes its folder
-        used = dramatiqs is not None and any(isinstance(m, dramatiqs.Prometheus) for m in broker.middleware)
-        shared = dramatiqs.DB_PATH if dramatiqs is not None and used else None
+        stock = sys.modules.get("dramatiq.middleware.prometheus")  # its import would create its folder
+        used = stock is not None and any(isinstance(m, stock.Prometheus) for m in broker.middleware)
+        shared = stock.DB_PATH if stock is not None and used else None
         self._shares_metrics = shared is not None
         metrics.start(shared)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Check the middleware's order and the database, and register the process as a worker.
 
-        SystemExit where it can't: Dramatiq would log an error, and take messages all the same.
+        Raises SystemExit on an error: otherwise Dramatiq would log the error, and still consume messages.
         """
         try:
             self._boot(broker, worker)
@@ -254,7 +254,7 @@ class Tracking(Middleware):
         order_middleware(broker, self)
         _send_before_results(broker, self.runtime)
         self.runtime.check()
-        # Not after the boot: the consumers start in between, and need to know the number of threads.
+        # Before the boot ends: the consumers start then, and need the number of threads.
         only = worker.consumer_whitelist
         own = [a for a in broker.actors.values() if a.actor_name != PING]
         actors = [a for a in own if not only or a.queue_name in only]
@@ -263,27 +263,28 @@ class Tracking(Middleware):
         _start_event_loop(broker)
         add_ping(broker)
         if self._owns_process:
-            # Else Python looks through all that the app has imported each time that some thousand items were in flight:
-            # a tenth of the processor time of a fast actor, with all threads standing still.
+            # Without this, Python's garbage collector would traverse all imported objects once per several thousand
+            # items: a tenth of the CPU time of a fast actor, with all threads stopped.
             gc.collect()
             gc.freeze()
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
-        """Log an outage of the broker now and then, not for each queue every three seconds."""
+        """Throttle the log of a broker outage: Dramatiq would log it for each queue every three seconds."""
         if _throttle not in thread.logger.filters:
             thread.logger.addFilter(_throttle)
 
     def after_worker_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
-        """Have the thread not say that a return value is discarded: it becomes the item's result."""
+        """Suppress the thread's warning that a return value is discarded: it becomes the item's result."""
         thread.logger = ResultsKept(thread.logger)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """From now on no thread waits for a database that is away."""
+        """Mark the process as stopping: from now on no thread waits for a database that does not answer."""
         self.runtime.process.stopping = True
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """Write what is left and close. Dramatiq leaves a middleware of the worker on the broker, which has it consume
-        each queue that is declared later: it would take messages from the next worker, and run none.
+        """Write the last outcomes and close. Remove the worker's own middleware, which Dramatiq leaves on the broker:
+        it would make the stopped worker consume each queue that is declared later, and take messages from the next
+        worker without running them.
         """
         self.runtime.end()
         metrics.stop()
@@ -291,34 +292,34 @@ class Tracking(Middleware):
 
 
 def _is_of(middleware: Any, worker: dramatiq.Worker) -> bool:
-    """Whether this is what a worker adds to its broker, and not a middleware of the app that knows the worker."""
+    """Return whether a worker has added this middleware to its broker, not the app."""
     return type(middleware).__module__ == dramatiq.worker.__name__ and middleware.worker is worker
 
 
 class Returned(Middleware):
-    """Notes that the actor returned, and its result, before any other hook runs."""
+    """Records that the actor returned, and its result, before any other hook runs."""
 
     def after_process_message(
         self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
         exception: BaseException | None = None,
     ) -> None:  # fmt: skip
-        """Note a success, which stays one when a time limit strikes in a later hook."""
+        """Record a success, which remains one even if a time limit interrupts a later hook."""
         attempt = attempt_of(message)
         if attempt is not None and attempt.hooks:
-            attempt.struck = True
+            attempt.interrupted = True
         elif attempt is not None:
             attempt.hooks = True
             if exception is None and not message.failed:
                 attempt.returned, attempt.result = True, result
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """Note that the actor is done: hooks send what is sent from now on."""
+        """Record that the actor is done: from now on messages are sent by hooks."""
         if (attempt := attempt_of(message)) is not None:
             attempt.hooks = True
 
 
 def order_middleware(broker: dramatiq.Broker, tracking: Tracking) -> None:
-    """Put Tracking first and Returned last in the broker's list, also after other middleware was added."""
+    """Move Tracking to the start and Returned to the end of the broker's list of middleware."""
     last = next((m for m in broker.middleware if isinstance(m, Returned)), None) or Returned()
     others = [m for m in broker.middleware if not isinstance(m, Tracking | Returned)]
     broker.middleware[:] = [tracking, *others, last]
@@ -327,7 +328,7 @@ def order_middleware(broker: dramatiq.Broker, tracking: Tracking) -> None:
 
 
 def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
-    """Put the hooks onto a broker."""
+    """Add the hooks to a broker."""
     order_middleware(broker, tracking)
     for actor in broker.actors.values():
         tracking.before_declare_actor(broker, actor)
@@ -344,16 +345,14 @@ def is_async(actor: dramatiq.Actor[..., Any]) -> bool:
 
 
 class EventLoop(AsyncIO):
-    """Dramatiq's event loop, in a thread that keeps no process alive: a second SIGTERM, or a worker that refuses to
-    start, ends the main thread alone.
-    """
+    """Dramatiq's event loop, in a daemon thread: a second SIGTERM, or a failed start, ends only the main thread."""
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Start the thread."""
         self.start()
 
     def start(self) -> None:
-        """Start the thread, of a worker that may run already."""
+        """Start the thread; the worker may already run."""
         thread = EventLoopThread(self.logger)
         thread.daemon = True
         thread.start(timeout=1.0)
@@ -366,11 +365,11 @@ def _start_event_loop(broker: dramatiq.Broker) -> None:
     if needed and not any(isinstance(m, AsyncIO) for m in broker.middleware):
         event_loop = EventLoop()
         broker.middleware.insert(-1, event_loop)
-        event_loop.start()  # the worker boots, and the hooks that are being called were looked up before; or it runs
+        event_loop.start()  # its own `before_worker_boot` is not called: the worker boots already, or runs
 
 
 def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:
-    """Send an attempt's messages before it asks for a result: a message that it keeps never gets one."""
+    """Make `get_result` first send the messages that the attempt keeps: a kept message would never get a result."""
     for backend in (m.backend for m in broker.middleware if isinstance(m, Results)):
         if "get_result" not in vars(backend):
             get_result = backend.get_result
@@ -384,9 +383,9 @@ def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:
 
 
 def may_retry(broker: dramatiq.Broker, message: MessageProxy) -> bool:
-    """Return whether Dramatiq may retry a message. It counts the retry, formats the traceback, and only then compares:
-    where the exception can't be formatted, its hook raises what that raises, and `max_retries` is not looked at. Where
-    that is no number, as when it comes from the environment, its hook raises too.
+    """Return whether Dramatiq may retry a message. Its hook formats the traceback before it compares the count of
+    retries with `max_retries`. If the exception can't be formatted, or `max_retries` is no number (as from an
+    environment variable), the hook raises, and no retry is scheduled.
     """
     retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
     if retries is None:
@@ -406,9 +405,10 @@ def tracking_of(broker: dramatiq.Broker) -> Tracking | None:
 
 
 def make_formattable(record: logging.LogRecord) -> bool:
-    """Replace an exception of a log record that Python can't format, as a SyntaxError with odd attributes.
+    """Replace the exception of a log record if Python can't format it, such as a SyntaxError with odd attributes.
+    Returns True, because it is a logging filter.
 
-    The handler of the log would raise what it raises, and end a worker's thread.
+    The log handler would raise, and end a worker's thread.
     """
     if record.exc_info and (error := record.exc_info[1]) is not None:
         try:
@@ -425,7 +425,7 @@ def runtime_of(broker: dramatiq.Broker) -> Runtime:
     if tracking is None:
         raise NotTracked(
             "this broker is not tracked: call callboard.install() where the broker is made, with DATABASE_URL set; "
-            "where no actor tells the broker, it is the one that dramatiq.set_broker() was given"
+            "without an actor, the broker is the one that dramatiq.set_broker() got"
         )
     return tracking.runtime
 
