@@ -9,7 +9,7 @@ from callboard.sql import settings
 
 
 class NotImported(ImportError):
-    """A module of actors can't be imported. The message says which one, and why."""
+    """A module of actors can't be imported. The text says which one, and why."""
 
 
 def load(names: str, whose: str = "CALLBOARD_ACTORS names") -> None:
@@ -26,11 +26,11 @@ def load(names: str, whose: str = "CALLBOARD_ACTORS names") -> None:
 
 
 def modules(folders: Iterable[str]) -> str:
-    """The names of the modules in these folders, with spaces between. A clone may have modules of its own here."""
+    """Return the names of the modules in these folders, joined by spaces. A clone may add its own modules here."""
     return " ".join(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(folders))
 
 
-# Before any actor is declared: an actor belongs to the broker of that moment.
+# Before any actor is declared, because an actor belongs to the broker that is set at that moment.
 callboard.install()
 load(modules(__path__), "the folder actors has")
 load(settings.ACTORS.get())

@@ -1,4 +1,4 @@
-"""Audit: what AI providers say of a company, in stages; each begins when the one before is completed."""
+"""Audit: asks AI providers about a company, in stages. Each stage begins when the one before is completed."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ ON CONFLICT (company, provider) DO UPDATE SET (named, insight) = (excluded.named
 
 @dramatiq.actor(queue_name="callboard")
 def generate_queries(company: str) -> list[str]:
-    """The 45 queries of a company."""
+    """Return the 45 queries about a company."""
     return [form.format(company, topic) for form in FORMS for topic in TOPICS]
 
 
 @dramatiq.actor(queue_name="callboard", retry_when=is_passing, min_backoff=200)
 async def ask_provider(company: str, provider: str, query: str) -> dict[str, str]:
-    """Ask one provider one query; nothing blocks the event loop meanwhile."""
+    """Ask one provider one query, without blocking the event loop."""
     callboard.step(f"{provider}: {query}")
     answer = await acall(f"ask/{provider}", query=query)
     return {"company": company, "provider": provider, "answer": answer["answer"]}
@@ -42,13 +42,13 @@ async def ask_provider(company: str, provider: str, query: str) -> dict[str, str
 
 @dramatiq.actor(queue_name="callboard")
 def analyse_answer(company: str, provider: str, answer: str) -> list[object]:
-    """Whether the answer names the company."""
+    """Return whether the answer names the company."""
     return [company, provider, company in answer]
 
 
 @dramatiq.actor(queue_name="callboard")
 def score_providers(answers: list[tuple[str, str, bool]]) -> list[list[object]]:
-    """The share of each provider's answers that name the company."""
+    """Return, for each provider, the share of answers that name the company."""
     asked = Counter((company, provider) for company, provider, _ in answers)
     named = Counter((company, provider) for company, provider, is_named in answers if is_named)
     return [[*key, round(named[key] / count, 3)] for key, count in asked.items()]
@@ -56,13 +56,13 @@ def score_providers(answers: list[tuple[str, str, bool]]) -> list[list[object]]:
 
 @dramatiq.actor(queue_name="callboard")
 def save_insight(company: str, provider: str, named: float) -> None:
-    """Save the meaning of a score in the final table, with the outcome of this item."""
+    """Save a provider's score and its meaning in the final table, together with this item's outcome."""
     insight = f"{provider} {'knows' if named > 1 / 2 else 'should hear of'} {company}"
     callboard.save(SAVE, (company, provider, named, insight))
 
 
 def questions(results: Results) -> Iterator[dict[str, str]]:
-    """Each query, for each provider."""
+    """Yield an item for each query and provider."""
     for one in results:
         for query in one.result:
             for provider in PROVIDERS:
@@ -70,18 +70,18 @@ def questions(results: Results) -> Iterator[dict[str, str]]:
 
 
 def together(results: Results) -> Iterator[list[object]]:
-    """All analyses as one item."""
+    """Yield one item with all analyses."""
     yield [[one.result for one in results]]
 
 
 def each(results: Results) -> Iterator[list[object]]:
-    """An item for each score."""
+    """Yield an item for each score."""
     for one in results:
         yield from one.result
 
 
 def submit(company: str, **options: Any) -> callboard.Job:
-    """An audit of a company. Answers that a provider withholds do not stop it."""
+    """Submit an audit of a company. It goes on if some answers fail."""
     steps = [
         Stage(generate_queries, items=[company]),
         Stage(ask_provider, make=questions, on_failure="go on"),

@@ -1,4 +1,4 @@
-"""Pages: the front pages of a tenant's domains are fetched and measured."""
+"""Pages: fetches and measures the front pages of a tenant's domains."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from callboard.actors.remote import Refused, call, is_passing
 
 @dramatiq.actor(queue_name="callboard", retry_when=is_passing, min_backoff=200)
 def fetch_page(domain: str) -> dict[str, object]:
-    """The title of a domain's front page, and how many links it has. A domain without a site is skipped."""
+    """Return the title, the number of links and the bytes of a domain's front page. Skip a domain without a site."""
     try:
         page = call(f"sites/{domain}")
     except Refused as error:
@@ -25,6 +25,6 @@ def fetch_page(domain: str) -> dict[str, object]:
 
 
 def submit(tenant: str, domains: Iterable[str], **options: Any) -> callboard.Job:
-    """A batch of domains, which only this tenant sees; it stops if a fifth of them fails."""
+    """Submit a batch of domains, which only this tenant sees. The job stops if a fifth of the items fail."""
     limits: dict[str, Any] = {"rate": "50/s", "max_failures": "20%"}
     return callboard.submit(fetch_page, domains, name=f"domains of {tenant}", tenant=tenant, **limits | options)

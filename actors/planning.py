@@ -1,4 +1,4 @@
-"""Planning: data elements of a phase are classified, and each classification is saved with its item's outcome."""
+"""Planning: classifies the data elements of a phase, and saves each classification with its item's outcome."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -36,6 +36,6 @@ def classify_element(phase: str, element: str) -> dict[str, object]:
 
 
 def submit(phase: str, elements: Iterable[str], **options: Any) -> callboard.Job:
-    """Classify the elements of a phase anew."""
+    """Submit the elements of a phase, to be classified again."""
     items = ({"phase": phase, "element": element} for element in elements)
     return callboard.submit(classify_element, items, name=f"classify {phase}", **options)

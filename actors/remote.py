@@ -1,4 +1,4 @@
-"""Calls of the services at REMOTE_URL, which `callboard demo` runs in place of the world. Yours is an SDK's client."""
+"""Calls the services at REMOTE_URL, which `callboard demo` runs instead of real ones. Your actors call an SDK."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 import httpcore
 
-#: For all threads of a process, and for its event loop.
+#: Shared by all threads of a process, and by its event loop.
 POOL, ASYNC_POOL = httpcore.ConnectionPool(max_connections=100), httpcore.AsyncConnectionPool()
 NETWORK = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 TRIES = 5
@@ -15,7 +15,7 @@ TIMEOUTS = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), 10.0)
 
 
 class Refused(RuntimeError):
-    """A service answered with an error. `retry_after`: the seconds that it asks to wait, or 0."""
+    """A service answered with an error. `retry_after`: seconds to wait, as the service asks, or 0."""
 
     def __init__(self, status: int, said: str, retry_after: float) -> None:
         super().__init__(f"{status}: {said}")
@@ -23,17 +23,17 @@ class Refused(RuntimeError):
 
 
 def call(path: str, **sent: Any) -> Any:
-    """GET a path, or POST what is `sent` as JSON; return the answer, JSON or text. Raises Refused, or NETWORK."""
+    """GET a path, or POST `sent` as JSON; return the answer, decoded JSON or text. Raises Refused or one of NETWORK."""
     return _content(POOL.request(**_request(path, sent)))
 
 
 async def acall(path: str, **sent: Any) -> Any:
-    """As `call`, without blocking the event loop."""
+    """Like `call`, without blocking the event loop."""
     return _content(await ASYNC_POOL.request(**_request(path, sent)))
 
 
 def is_passing(tries: int, error: Exception) -> bool:
-    """Whether an item gets another attempt: after errors that may go away, `TRIES` times. A bug fails at once."""
+    """Return whether an item is retried: after a transient error, at most `TRIES` times. A bug fails it at once."""
     busy = isinstance(error, Refused) and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     return (busy or isinstance(error, NETWORK)) and tries < TRIES
 

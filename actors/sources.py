@@ -14,17 +14,17 @@ import dramatiq
 
 import callboard
 
-#: The endings of a Python source's name.
+#: The file extensions of Python sources.
 SUFFIXES = (".py", ".pyi", ".pyw")
-#: The largest source that is measured; a syntax tree takes about a hundred times its source.
+#: The largest source that is measured. A syntax tree needs about a hundred times the memory of its source.
 LARGEST_BYTES = 8 * 1024 * 1024
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# A comment or a string. This is ten times as fast as the tokenizer, which matters for thousands of files.
+# Matches a comment or a string, ten times as fast as the tokenizer, which matters for thousands of files.
 STRING = re.compile(r"""#[^\n]*|(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
 
-# The compiler warns about the sources that it parses; those warnings do not belong into a worker's log.
+# Hides the compiler's warnings about the parsed sources from a worker's log.
 UNNAMED = "callboard-measures"
 warnings.filterwarnings("ignore", module=UNNAMED)
 
@@ -33,14 +33,16 @@ warnings.filterwarnings("ignore", module=UNNAMED)
 def measure_source(path: str) -> dict[str, Any]:
     """Measure one Python source: see `measure` for the result.
 
-    A file with another name, or one that is too large, is skipped. A source that can't be parsed fails with SyntaxError
-    or UnicodeDecodeError, and a missing file with FileNotFoundError: a wrong path must not look like work done.
+    A file that is no Python source, or too large, is skipped. A source that can't be parsed fails with SyntaxError or
+    UnicodeDecodeError. A missing file fails with FileNotFoundError: a wrong path must not look like finished work.
     """
     return measure(read(Path(path)), Path(path).name)
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a source. Raises Skip for a file that is none, and OSError for one that can't be read."""
+    """Return the bytes of a source. Raises Skip for a file that is no source or too large, and OSError for one that
+    can't be read.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise callboard.Skip(f"not a Python source: its name ends in none of {', '.join(SUFFIXES)}")
     found = path.stat()
@@ -52,7 +54,7 @@ def read(path: Path) -> bytes:
 
 
 def measure(source: bytes, name: str) -> dict[str, Any]:
-    """Figures of a source: `bytes`; `lines` = `code` + `comments` + `blank`; `functions` and `classes`.
+    """Return counts of a source: `bytes`; `lines` = `code` + `comments` + `blank`; `functions` and `classes`.
 
     Raises SyntaxError (with `name` as the file), or UnicodeDecodeError.
     """
@@ -64,7 +66,9 @@ def measure(source: bytes, name: str) -> dict[str, Any]:
 
 
 def decode(source: bytes, name: str) -> str:
-    """The text, by the encoding that the source itself declares."""
+    """Return the text of a source, decoded with the encoding that it declares. Raises SyntaxError or
+    UnicodeDecodeError.
+    """
     if b"\0" in source:
         raise SyntaxError("null bytes: binary data, or UTF-16", (name, 1, 0, None))
     encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
@@ -72,7 +76,7 @@ def decode(source: bytes, name: str) -> str:
 
 
 def parse(text: str, name: str) -> ast.Module:
-    """The syntax tree."""
+    """Return the syntax tree. Raises SyntaxError with `name` as the file."""
     try:
         return ast.parse(text, UNNAMED)
     except SyntaxError as error:
@@ -81,7 +85,7 @@ def parse(text: str, name: str) -> ast.Module:
 
 
 def lines(text: str) -> dict[str, int]:
-    """The number of lines of each kind. A line inside a long string is code, also when it looks blank."""
+    """Return the number of lines of each kind. A line inside a multi-line string is code, even if it is blank."""
     stripped = [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
     for line in inside_strings(text):
         stripped[line] = "code"
@@ -91,7 +95,7 @@ def lines(text: str) -> dict[str, int]:
 
 
 def inside_strings(text: str) -> Iterator[int]:
-    """The numbers, from 0, of the lines that hold a part of a string of several lines."""
+    """Yield the numbers, from 0, of the lines with a part of a multi-line string."""
     line = at = 0
     for found in STRING.finditer(text):
         spans = found[0].count("\n")

@@ -1,4 +1,4 @@
-"""Stocks: an analysis of each listed symbol, one result per symbol and day."""
+"""Stocks: analyses each listed symbol, with one result per symbol and day."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +10,8 @@ import dramatiq
 import callboard
 from callboard.actors.remote import call, is_passing
 
-#: A migration of the app. A result leaves with the item that wrote it; the prices lie apart from what is listed.
+#: A migration of the app. A result is deleted with the item that wrote it. Prices have a table of their own, apart from
+#: the listed columns.
 TABLES = """
 CREATE TABLE IF NOT EXISTS stock_results (
     symbol text, day date, score float8, verdict text, entry float8, target float8, job bigint, item integer,
@@ -38,7 +39,7 @@ FROM unnest(%s::text[], %s::text[]) AS s (symbol, state) WHERE w.symbol = s.symb
 
 @dramatiq.actor(queue_name="callboard", retry_when=is_passing, min_backoff=200)
 def analyse_stock(symbol: str, capital: float, day: str) -> dict[str, Any]:
-    """Score a symbol by its prices of a year; `day` is an ISO date."""
+    """Score a symbol by its prices of one year; `day` is an ISO date."""
     prices = call(f"quotes/{symbol}")["prices"]
     callboard.step(f"{len(prices)} prices of {symbol}")
     score, entry = round((prices[-1] - fmean(prices)) / stdev(prices), 3), prices[-1]
@@ -52,14 +53,14 @@ def analyse_stock(symbol: str, capital: float, day: str) -> dict[str, Any]:
 
 @dramatiq.actor(queue_name="callboard", retry_when=is_passing)
 def tell_watchlist(ended: dict[str, Any]) -> None:
-    """Write the job that has ended beside each symbol that is watched, and how its item ended."""
+    """Write the ended job, and the state of each symbol's item, into the watchlist."""
     job = ended["job"]
     items = [(item["kwargs"]["symbol"], item["state"]) for item in callboard.get(job).items()]
     callboard.save(WATCHED, (job, [symbol for symbol, _ in items], [state for _, state in items], job))
 
 
 def submit(symbols: Sequence[str], capital: float, **options: Any) -> callboard.Job:
-    """A job of symbols, each of which is analysed once, as of today."""
+    """Submit a job that analyses each symbol once, as of today (UTC)."""
     day = datetime.now(UTC).date().isoformat()
     items = ({"symbol": symbol, "capital": capital, "day": day} for symbol in symbols)
     told = dict.fromkeys(("on_complete", "on_fail", "on_cancel"), tell_watchlist)

@@ -1,4 +1,4 @@
-"""Theme ads: a responsive search ad for each ad group, for five customers at a time, two ad groups of each."""
+"""Theme ads: creates a responsive search ad for each ad group, five customers at a time, two ad groups of each."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from callboard.actors.remote import Refused, call, is_passing
 
 @dramatiq.actor(queue_name="callboard", retry_when=is_passing, min_backoff=200)
 def create_ad(customer_id: int, ad_group_id: int) -> dict[str, str]:
-    """Create an ad and return its resource. An ad group that has one already, or can have none, is skipped."""
+    """Create an ad and return its resource. An ad group that already has one, or can't have one, is skipped."""
     try:
         answer = call(f"ads/{customer_id}", ad_group_id=ad_group_id)
     except Refused as error:
@@ -27,5 +27,5 @@ def create_ad(customer_id: int, ad_group_id: int) -> dict[str, str]:
 
 
 def submit(ad_groups: Iterable[tuple[int, int]], **options: Any) -> callboard.Job:
-    """A job of ad groups, each (customer, ad group)."""
+    """Submit a job of ad groups, each (customer, ad group)."""
     return callboard.submit(create_ad, ad_groups, name="theme ads", concurrency_by={0: 2}, lanes=5, **options)
