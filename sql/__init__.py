@@ -1,4 +1,5 @@
-"""The only place that speaks SQL. It imports nothing of ours; read `states`, then `rows`, then `queries/record.sql`.
+"""The only package with SQL. It imports no other of our packages. Read `states`, then `rows`, then
+`queries/record.sql`.
 
-`writes` are for threads and take a connection; `reads` describe queries that a sync or an async connection can run.
+`writes` are for threads and take a connection. `reads` describe queries that a sync or an async connection can run.
 """

@@ -1,8 +1,8 @@
-"""Rows become arrays: a statement takes many rows at once, as one array for each column.
+"""Converts rows to arrays: a statement takes many rows at once, as one array per column.
 
-The columns of a row class are its fields whose annotation names a PostgreSQL type. The columns of a row within it have
-the name of its field before theirs, as in `failure_kind`. The parameters, and the table that ``{Event}`` in a statement
-stands for, are made from these columns, so a new field is written down once.
+The columns of a row class are its fields whose annotation names a PostgreSQL type. A nested row's columns have the name
+of its field as a prefix, as in `failure_kind`. The parameters, and the table that ``{Event}`` includes in a statement,
+are made from these columns, so a new field is declared once.
 """
 
 import struct
@@ -17,18 +17,18 @@ import psycopg
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-#: Types whose values are numbers, all of them finite.
+#: Types whose values are finite numbers.
 NUMBERS = ("bigint", "int", "float8")
-#: PostgreSQL's numbers of its types bytea and bytea[].
+#: PostgreSQL's type oids of bytea and bytea[].
 BYTEA, BYTEA_ARRAY = 17, 1001
-#: How an array begins in binary: dimensions, whether it has a NULL, the type of its elements; then the number of these,
-#: and that of the first. And the length of each.
+#: The binary header of an array: its dimensions, whether it has a NULL, the type of its elements; and for one dimension
+#: their number and the first index. Third: the length of an element.
 _NONE, _SOME, _LENGTH = struct.Struct("!iii"), struct.Struct("!iiiii"), struct.Struct("!i")
 
 
 @cache
 def columns(row: type) -> dict[str, Any]:
-    """Return, for each field that has columns, the name of a PostgreSQL type, or the class of the row within."""
+    """Return, for each field with columns, the name of its PostgreSQL type, or the class of its nested row."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(row, include_extras=True).items():
         for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
@@ -40,14 +40,14 @@ def columns(row: type) -> dict[str, Any]:
 
 
 def table(row: type) -> str:
-    """Return the SQL of a table of such rows: their columns, and `nth`, from 1."""
+    """Return the SQL of a table of such rows, with their columns and their position `nth`, from 1."""
     names, arrays = [], []
     for name, kind in _flat(row):
         names.append(name)
-        # As text each byte would be written as two, and read again.
+        # Binary, because in text each byte would become two characters.
         format_ = "b" if kind == "bytea" else "s"
         arrays.append(f"%({row.__name__}_{name}){format_}::{kind}[]")
-    values, heads = ", ".join(arrays), ", ".join(names)  # words of our own
+    values, heads = ", ".join(arrays), ", ".join(names)  # no user input
     return f"(SELECT * FROM unnest({values}) WITH ORDINALITY AS r ({heads}, nth))"  # noqa: S608
 
 
@@ -76,15 +76,15 @@ def _arrays(row: type, rows: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def array(kind: str, values: Sequence[Any]) -> Any:
-    """Return an array as PostgreSQL reads it, for psycopg is slow with lists. An array without a value, or of nothing
-    but False, is empty: unnest fills it with NULL.
+    """Return an array in PostgreSQL's format, because psycopg is slow with lists. An array with only None, or only
+    False, becomes empty: unnest fills it with NULL.
     """
     absent = values.count(None)
     if absent == len(values) or (kind == "bool" and not any(values)):
         return _Bytes() if kind == "bytea" else "{}"
     if kind == "bytea":
         return _Bytes(values)
-    if kind in NUMBERS:  # JSON writes them as PostgreSQL reads them, in a tenth of the time that `str` takes
+    if kind in NUMBERS:  # JSON has PostgreSQL's format, and takes a tenth of the time of `str`
         return "{" + msgspec.json.encode(values)[1:-1].decode() + "}"
     write = _quoted if kind == "text" else str
     texts = ("NULL" if value is None else write(value) for value in values) if absent else map(write, values)
@@ -96,16 +96,16 @@ def _quoted(text: str) -> str:
 
 
 class _Bytes(list[bytes | None]):
-    """An array of bytea, which is sent in binary."""
+    """An array of bytea, which is sent in binary format."""
 
 
 class _BytesDumper(Dumper):
-    """Writes one in a fifth of the time that psycopg's own takes for a few."""
+    """Encodes a `_Bytes`. It takes a fifth of the time of psycopg's own dumper for a few values."""
 
     oid, format = BYTEA_ARRAY, Format.BINARY
 
     def dump(self, obj: _Bytes) -> bytes:
-        """Return it as PostgreSQL reads it."""
+        """Return the array in PostgreSQL's binary format."""
         if not obj:
             return _NONE.pack(0, 0, BYTEA)
         parts = [_SOME.pack(1, None in obj, BYTEA, len(obj), 1)]

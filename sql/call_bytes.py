@@ -1,13 +1,13 @@
-"""The arguments of an item as its row keeps them: without the words that are the same in each row, 20 bytes of it.
+"""The arguments of an item as its row stores them: without the 20 bytes that are equal in every row.
 
-The app's encoder writes ``{"args": […], "kwargs": {…}}``. A mark, which is one byte, stands for what JSON has around
-arguments that are all by position, or all by keyword. Other bytes stay as they are; if they begin with a mark, another
-mark stands before them. So each row reads again as what the encoder wrote, whatever that was.
+The app's encoder writes ``{"args": […], "kwargs": {…}}``. A mark of one byte replaces the JSON around arguments that
+are all by position, or all by keyword. Other bytes stay unchanged; if they begin with a mark, the mark OTHER is put
+before them. So a row always decodes to exactly the bytes that the encoder wrote.
 """
 
-#: Before bytes that begin with a mark themselves; before arguments by position; before those by keyword.
+#: The marks: before bytes that begin with a mark; before arguments by position; before arguments by keyword.
 OTHER, BY_POSITION, BY_KEYWORD = b"\x00", b"\x01", b"\x02"
-#: What stands before and behind both.
+#: The JSON before and after arguments by position, and by keyword.
 POSITION_AROUND = b'{"args":[', b'],"kwargs":{}}'
 KEYWORD_AROUND = b'{"args":[],"kwargs":{', b"}}"
 
@@ -15,7 +15,7 @@ _AROUND = {OTHER: (b"", b""), BY_POSITION: POSITION_AROUND, BY_KEYWORD: KEYWORD_
 
 
 def packed(encoded: bytes) -> bytes:
-    """Return the bytes that the app's encoder wrote as a row keeps them."""
+    """Convert the bytes of the app's encoder to the bytes that a row stores."""
     for mark, (before, behind) in _AROUND.items():
         if mark != OTHER and encoded.startswith(before) and encoded.endswith(behind):
             return mark + encoded[len(before) : -len(behind)]
@@ -23,11 +23,11 @@ def packed(encoded: bytes) -> bytes:
 
 
 def unpacked(stored: bytes) -> bytes:
-    """Return the bytes that the app's encoder wrote, of those that a row keeps."""
+    """Convert the bytes that a row stores to the bytes of the app's encoder."""
     around = _AROUND.get(stored[:1])
     return stored if around is None else stored[1:].join(around)
 
 
 def seems_json(stored: bytes) -> bool:
-    """Return whether bytes that a row keeps are of a call in JSON, by how they begin and end."""
+    """Return whether the bytes that a row stores look like a call in JSON, by their first and last bytes."""
     return stored[:1] in (BY_POSITION, BY_KEYWORD) or (stored.startswith(b"{") and stored.endswith(b"}"))

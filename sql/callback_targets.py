@@ -1,21 +1,21 @@
-"""The targets that a job calls when it ends, as its row keeps them, and the URLs among them."""
+"""The targets that a job calls when it ends, as its row stores them, and the checks of URLs."""
 
 import re
 from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
-#: The targets of a job by the state that it ends in: {"url", "host"} or {"actor", "queue"} each; None: it calls nobody.
+#: The targets of a job, by its end state: each {"url", "host"} or {"actor", "queue"}; None: no targets.
 Targets: TypeAlias = dict[str, list[dict[str, str]]] | None
-#: Targets of one kind of end at most.
+#: The most targets of one end state.
 MAX_TARGETS = 20
-#: Characters of a URL at most.
+#: The most characters of a URL.
 MAX_URL_CHARACTERS = 2_048
-#: The state of a job that calls the targets of an option.
+#: The end state that calls the targets of each option.
 END_STATES = {"on_complete": "completed", "on_fail": "failed", "on_cancel": "cancelled"}
 
 
 def parse_url(url: str) -> SplitResult:
-    """Return the parts of a URL that may be posted to. Raises ValueError, whose text holds no secret of the URL."""
+    """Return the parts of a URL that webhooks may use. Raises ValueError, whose text contains no secret of the URL."""
     if len(url) > MAX_URL_CHARACTERS:
         raise ValueError(f"a webhook's URL may have {MAX_URL_CHARACTERS:,} characters, not {len(url):,}")
     if not re.fullmatch(r"[!-~]+", url):
@@ -29,8 +29,8 @@ def parse_url(url: str) -> SplitResult:
         raise ValueError(f"a webhook's URL must be like https://host:port/path, not {redact_url(url)!r}")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
-            "a webhook's URL must hold no user and password: Callboard signs what it sends, or put a token into "
-            "the query, which is never shown"
+            "a webhook's URL must have no user and password: Callboard signs its requests, or put a token into the "
+            "query, which is never shown"
         )
     return parts
 

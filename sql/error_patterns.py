@@ -1,14 +1,14 @@
-"""The pattern of an error's message: the message with everything replaced that varies from item to item."""
+"""The pattern of an error's message: the message, with the parts replaced that vary from item to item."""
 
 import re
 
-#: Characters of a message that are looked at, and of a pattern at most: an index holds it.
+#: The most characters of a message that are read, and of its pattern: an index contains it.
 LOOKED_AT_CHARS = 500
 PATTERN_CHARS = 200
-#: The pattern of a message without a text. The empty pattern is that of the messages beyond a job's number of groups.
+#: The pattern of an empty message. The empty pattern is for messages beyond a job's most groups of errors.
 NO_TEXT = "(no text)"
 
-#: An HTTP status that says that something failed. It tells causes apart, so it stays.
+#: An HTTP error status. It distinguishes causes, so it stays.
 _STATUS = r"(?:4(?:0\d|1[0-8]|2[1-689]|31|51)|5(?:0[0-8]|1[01]|2[0-7]))"
 _VARYING = re.compile(
     rf"""
@@ -26,16 +26,16 @@ _VARYING = re.compile(
     """,
     re.VERBOSE,
 )
-#: A list of what was replaced is as long as it happens to be.
+#: Lists of replaced values have any length, so they are reduced to one.
 _REPEATED = re.compile(r"(#|<\w+>)(?:[\s,;]+\1)+")
-#: A quotation that was cut off.
+#: A quotation without its end.
 _CUT_QUOTE = re.compile(r"""(?<!\w)['"`“«][^'"`”»]*\Z""")
 
 
 def pattern(message: str) -> str:
-    """Return a message with its numbers, ids, URLs, paths, addresses and quoted values replaced; never empty.
+    """Return a message with its numbers, ids, URLs, paths, e-mail addresses and quoted values replaced; never empty.
 
-    Messages of one cause have one pattern, whatever item they are of. The status of an HTTP answer stays.
+    Messages with the same cause have the same pattern for all items. The status of an HTTP answer stays.
     """
     text = " ".join(message[:LOOKED_AT_CHARS].split())
     text = _VARYING.sub(_replacement, text)

@@ -1,4 +1,4 @@
-"""How times and numbers are written in JSON, and what PostgreSQL can hold of it."""
+"""How times and numbers are written in JSON, and which texts PostgreSQL can store."""
 
 import json
 from datetime import UTC, datetime
@@ -11,12 +11,12 @@ def iso(time: datetime | None) -> str | None:
     """Format a time as ISO 8601, in UTC, to the millisecond; None for None."""
     if time is None:
         return None
-    text: str = msgspec.to_builtins(time.astimezone(UTC))  # which takes a third of the time of isoformat
+    text: str = msgspec.to_builtins(time.astimezone(UTC))  # takes a third of the time of isoformat
     return f"{text[:23]}Z" if time.microsecond else f"{text[:-1]}.000Z"
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON of the database: faster than Python's own tool does it, which also knows numbers beyond a float."""
+    """Parse JSON from the database. msgspec is faster; `json` also parses numbers beyond a float."""
     try:
         return msgspec.json.decode(text)
     except msgspec.ValidationError:
@@ -24,12 +24,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_storable(text: str) -> bool:
-    """Return whether PostgreSQL can hold a text: it has no NUL character, and no half of a surrogate pair."""
+    """Return whether PostgreSQL can store a text: it has no NUL character and no half of a surrogate pair."""
     return "\x00" not in text and (text.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in text))
 
 
 def parse_strict_json(text: str) -> tuple[bool, Any]:
-    """Parse strict JSON: (True, the value), or (False, None) for anything else, as NaN or a number beyond a float."""
+    """Parse strict JSON: (True, the value), or (False, None) for anything else, like NaN or a number beyond a float."""
     try:
         return True, json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The limits of a job, as its submitter gives them and as columns of its row: how much, when, and how long."""
+"""The limits of a job, in the form of its submitter and as columns of its row."""
 
 import math
 import re
@@ -10,19 +10,19 @@ from typing import Any, Self
 
 from callboard.sql.json_values import iso
 
-#: Items that must have ended before a share of failures counts, unless the limit names a number.
+#: Items that must have ended before a share of failures is checked, unless the limit gives a number.
 MIN_SHARE_ITEMS = 100
-#: Seconds of each unit of a span or a rate.
+#: The seconds of each unit of a span or a rate.
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-#: The greatest whole number that a column holds.
+#: The greatest whole number that a column can store.
 MAX_INT = 2**31 - 1
 #: The limits that are times.
 TIMES = ("deadline", "at")
-#: A hundred years.
+#: The longest span: a hundred years.
 MAX_SPAN_SECONDS = 36_525 * 86_400
-#: The years between which a time lies.
+#: A time must be between these years, both excluded.
 YEARS = 1, 9999
-#: Characters of an argument's name at most.
+#: The most characters of an argument's name.
 MAX_NAME_CHARACTERS = 100
 
 SHARE_PATTERN = re.compile(r"(\d+(?:\.\d+)?) ?%(?: of (\d+))?")
@@ -33,14 +33,16 @@ SPAN_PATTERN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None means no limit. Raises ValueError, with what is wrong and what is right, for a value that makes no sense.
+    """The limits of a job; None means no limit. Raises ValueError for an invalid value; the text says what is wrong and
+    what is allowed.
 
-    `max_failures`: items that may fail, as 10 or 0, or a share of those that ended, as "5%" (of at least 100) or "5% of
-    1000". `concurrency`: items in RabbitMQ or running. `rate`: items started, as "10/s" or "100/m". `priority`: lower
-    is first. `deadline` and `at`: a time with a zone, its ISO text, or a span from now: a timedelta, "90s", "2h".
-    `keep`: the span from a job's end to its deletion, or "forever"; None: as CALLBOARD_KEEP says. `concurrency_by`:
-    items in RabbitMQ or running with the same value of an argument, by its name or its position: "customer_id=5",
-    "0=5", {"customer_id": 5}. `lanes`: values of that argument of which items are in RabbitMQ or running.
+    `max_failures`: how many items may fail, as 10 or 0, or a share of the ended items, as "5%" (of at least 100) or "5%
+    of 1000". `concurrency`: the most items in RabbitMQ or running. `rate`: the most items started, as "10/s" or
+    "100/m". `priority`: lower runs first. `deadline` and `at`: a time with a zone, its ISO text, or a span from now: a
+    timedelta, "90s", "2h". `keep`: the span from a job's end to its deletion, or "forever"; None: the value of
+    CALLBOARD_KEEP. `concurrency_by`: the most items in RabbitMQ or running with the same value of an argument, by its
+    name or its position: "customer_id=5", "0=5", {"customer_id": 5}. `lanes`: the most values of that argument with
+    items in RabbitMQ or running.
     """
 
     max_failures: int | str | None = None
@@ -68,24 +70,24 @@ class Limits:
         if isinstance(self.keep, timedelta):
             object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
         self._columns()
-        if self.priority == 0:  # which is that of every job
+        if self.priority == 0:  # the default of every job
             object.__setattr__(self, "priority", None)
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:
-        """Read the column `limits` of a job's row; limits that only a newer release knows are left out."""
+        """Read the column `limits` of a job's row; limits of a newer release are ignored."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in given.items() if name in known})
 
     @classmethod
     def check_names(cls, given: Iterable[str]) -> None:
-        """Raise ValueError for a name that no limit has."""
+        """Raise ValueError for a name that is no limit."""
         known = {field.name for field in fields(cls)}
         if strange := sorted(set(given) - known):
             raise ValueError(f"there is no limit {strange[0]!r}: only {', '.join(sorted(known))}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the limits that are set, as the column `limits` keeps them."""
+        """Return the limits that are set, as the value of the column `limits`."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: _time_text(value) if name in TIMES else value for name, value in found.items() if value is not None
@@ -93,23 +95,23 @@ class Limits:
 
     @property
     def lane_by(self) -> str | None:
-        """The argument that lanes go by: a name, or a position; None without lanes."""
+        """The argument that decides an item's lane: a name, or a position; None without lanes."""
         return _parse_lanes(self.concurrency_by)[0]
 
     @property
     def has_spans(self) -> bool:
-        """Whether a time of it is a span from now."""
+        """Whether `deadline` or `at` is a span from now."""
         return any(isinstance(getattr(self, name), timedelta) for name in TIMES)
 
     def counted_from(self, now: datetime) -> Self:
-        """Return the limits with times for spans: those that a row keeps. Raises ValueError."""
+        """Return the limits with spans replaced by times, as a row stores them. Raises ValueError."""
         deadline, at = (now + time if isinstance(time, timedelta) else time for time in (self.deadline, self.at))
         return replace(self, deadline=deadline, at=at)
 
     def columns(self) -> dict[str, Any]:
-        """Return the other columns of `jobs` that the limits are kept in; those of times are wrong for a span.
+        """Return the values of the limits' other columns in `jobs`. Times must not be spans: see `counted_from`.
 
-        Raises ValueError for `lanes` without lanes.
+        Raises ValueError for `lanes` without `concurrency_by`.
         """
         if self.lanes is not None and self.concurrency_by is None:
             raise ValueError(
@@ -132,7 +134,7 @@ class Limits:
 def parse_time(name: str, given: datetime | timedelta | str | None) -> datetime | timedelta | None:
     """Read a time with its zone, or a span from now; None for None. Raises ValueError, which names the limit.
 
-    A span stays one: the database counts it from its own now, since the clock of this machine may be wrong.
+    A span stays a span: the database counts it from its own time, because this machine's clock may be wrong.
     """
     if given is None:
         return None
@@ -140,7 +142,7 @@ def parse_time(name: str, given: datetime | timedelta | str | None) -> datetime 
         found = _parse_when(given) if isinstance(given, str) else given
         if isinstance(found, timedelta) and timedelta(0) <= found <= timedelta(seconds=MAX_SPAN_SECONDS):
             return found
-        # In any zone the year has four digits: a client could not read it otherwise.
+        # The year has four digits in every zone: otherwise a client could not read it.
         if isinstance(found, datetime) and found.tzinfo and YEARS[0] < found.astimezone(UTC).year < YEARS[1]:
             return found
     raise ValueError(
@@ -151,7 +153,7 @@ def parse_time(name: str, given: datetime | timedelta | str | None) -> datetime 
 
 
 def parse_span(name: str, given: timedelta | str) -> float:
-    """Return the seconds of a span, a hundred years at most; infinity for "forever". Raises ValueError."""
+    """Return the seconds of a span, at most a hundred years; infinity for "forever". Raises ValueError."""
     if given == "forever":
         return math.inf
     if isinstance(given, str) and (found := SPAN_PATTERN.fullmatch(given)):
@@ -162,7 +164,7 @@ def parse_span(name: str, given: timedelta | str) -> float:
 
 
 def check_seconds(name: str, given: object) -> None:
-    """Raise ValueError for anything but a number of seconds from 0, a hundred years at most."""
+    """Raise ValueError for anything but a number of seconds from 0 to a hundred years."""
     with suppress(TypeError, ValueError, OverflowError):
         if not isinstance(given, bool | str | bytes) and 0 <= float(given) <= MAX_SPAN_SECONDS:  # type: ignore[arg-type]
             return
@@ -197,7 +199,7 @@ def _parse_failures(given: int | str | None) -> tuple[int | None, float | None, 
 
 
 def _parse_lanes(given: object) -> tuple[str | None, int | None]:
-    """Return the argument whose values are lanes, and the items of a lane at most; (None, None) for None."""
+    """Return the argument whose values are lanes, and the most items of a lane; (None, None) for None."""
     if given is None:
         return None, None
     by: Any = None

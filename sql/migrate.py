@@ -1,8 +1,8 @@
 """Migrations: numbered files, each applied once, in order, in one transaction under a lock.
 
-A file whose first line is ``-- breaking`` may break older code; all others only add. No library does this, since the
-list of migrations must be in the schema `callboard` (the database may be the user's own), work through a pooler in
-transaction mode, and leave no lock behind when it is killed.
+A file whose first line is ``-- breaking`` may break older code; all others only add. No library fits: the list of
+migrations must be in the schema `callboard` (the database may be the user's own), and a migration must work through a
+pooler in transaction mode, and leave no lock when it is killed.
 """
 
 import logging
@@ -19,17 +19,17 @@ from callboard.sql.statements import statement
 
 log = logging.getLogger("callboard.migrate")
 
-#: Seconds for which a migration that waits for locks is tried, and between two tries.
+#: Seconds for which a migration that meets locks is retried, and seconds between two tries.
 LOCK_TRIES_SECONDS, LOCK_PAUSE_SECONDS = 300.0, 1.0
 
-#: Seconds of each limit of a session's that we can work with, at least. Our own limits are set in each transaction.
+#: The least seconds of each session limit with which Callboard works. Our own limits are set in each transaction.
 LEAST_SECONDS = {"statement_timeout": 10, "transaction_timeout": 10, "lock_timeout": 1, "idle_session_timeout": 1}
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 #: The errors of a database without the schema.
 ABSENT = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
-#: The errors of statements on the schema of another release, or on none.
+#: The errors of statements on the schema of another release, or without a schema.
 MISFIT = (
     *ABSENT,
     psycopg.errors.UndefinedColumn,
@@ -50,7 +50,7 @@ class Migration:
 
 
 class SchemaError(RuntimeError):
-    """The schema of the database does not fit this code; the message says what to do."""
+    """The schema of the database does not fit this code; the text says what to do."""
 
 
 def known_migrations() -> list[Migration]:
@@ -60,15 +60,15 @@ def known_migrations() -> list[Migration]:
 
 @cache
 def newest_migration() -> int:
-    """Return the number of the last of them."""
+    """Return the number of the last migration."""
     return known_migrations()[-1].number
 
 
 def migrate(url: str) -> list[str]:
-    """Apply the migrations that the database lacks; return their names. It may run again, and in two places at once.
+    """Apply the missing migrations; return their names. It may run again, and in two places at once.
 
-    A step that waits for a lock has everybody else who needs the table wait behind it. So it waits for two seconds,
-    lets the others go, and tries again, for five minutes. Raises SchemaError, also for a database that can't work.
+    While a step waits for a lock of a table, all other users of the table wait behind it. So it waits for two seconds
+    at most, and tries again for five minutes. Raises SchemaError, also for an unsuitable database.
     """
     deadline = time.monotonic() + LOCK_TRIES_SECONDS
     with connect(url) as conn:
@@ -90,8 +90,8 @@ def migrate(url: str) -> list[str]:
 
 
 def check_database(conn: Conn) -> None:
-    """Raise SchemaError for a database whose encoding can't hold every text, for limits that end what we do, where row
-    level security may hide rows of ours, where a trigger of ours does not run, and behind a pooler of statements.
+    """Raise SchemaError if the database's encoding can't store every text, a session limit is too short, row level
+    security may hide our rows, one of our triggers does not run, or a pooler uses statement mode.
     """
     try:
         with transaction(conn):
@@ -131,8 +131,8 @@ def check_database(conn: Conn) -> None:
 
 
 def check_rights(conn: Conn) -> None:
-    """Raise SchemaError for a role that may not do all that a worker does: it would meet that only when it comes to it,
-    one right after the other.
+    """Raise SchemaError if the role lacks a right that a worker needs: otherwise it would fail later, once for each
+    missing right.
     """
     if missing := [text for (text,) in conn.execute(statement("missing_rights"))]:
         raise SchemaError(f"the database's role lacks rights, which the schema's owner can give: {'; '.join(missing)}")
@@ -154,8 +154,8 @@ def _apply(conn: Conn) -> list[str]:
 def check(conn: Conn) -> str | None:
     """Check that this code fits the schema; return None, or a warning to log.
 
-    Raises SchemaError when the schema is absent, behind, or ahead by a migration that breaks older code, and for a
-    database that can't work.
+    Raises SchemaError when the schema is absent, behind, or ahead by a migration that breaks older code, and for an
+    unsuitable database.
     """
     check_database(conn)
     try:
@@ -166,7 +166,7 @@ def check(conn: Conn) -> str | None:
 
 
 def check_applied(present: dict[int, tuple[str, bool]]) -> str | None:
-    """Check the same by the migrations that a database has had, {number: (name, breaking)}."""
+    """Check the applied migrations, {number: (name, breaking)}, as `check` does."""
     if not present:
         raise SchemaError("the database has no callboard schema yet: run `callboard migrate`")
     missing = [step.name for step in known_migrations() if step.number not in present]

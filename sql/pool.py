@@ -1,4 +1,4 @@
-"""Connections to the database, and pools of them that work behind any pooler in transaction mode."""
+"""Connections to the database, and connection pools, which work behind any pooler in transaction mode."""
 
 import json
 import logging
@@ -26,30 +26,30 @@ AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
 AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
 
 
-#: Seconds for which a pool tries to connect, until a connection is asked for again.
+#: Seconds for which a pool retries to connect; after that it tries again when a connection is requested.
 RECONNECT_SECONDS = 3.0
 
 
-#: Begins a transaction. The server ends it when its client sends nothing for five seconds: a client that is frozen
-#: or unplugged must not hold its locks for longer. Nor does it wait for longer for a lock of somebody else's: a
-#: heartbeat or a page would wait with it. LOCAL, since a pooler gives the connection to others afterwards.
+#: Begins a transaction. The server ends it when its client sends nothing for five seconds, so that a frozen or
+#: disconnected client does not keep its locks. It waits for five seconds at most for a lock, because heartbeats and
+#: pages would wait behind it. LOCAL, because a pooler gives the connection to other clients afterwards.
 _BEGIN: LiteralString = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s';"
     " SET LOCAL lock_timeout = '5s'"
 )
 _BOUND_LOCKS: LiteralString = "; SET LOCAL lock_timeout = %d"
-#: Begins a transaction that only reads. The server stops its statements after five seconds: a few slow reads must not
-#: hold up all others. It keeps the plans of prepared statements: to plan a list anew costs as much as to read it, and
-#: among many jobs PostgreSQL takes a plan for these parameters to be worth that, each time. Its times are in UTC, which
-#: Python reads and writes faster than any other zone.
+#: Begins a read-only transaction. The server cancels its statements after five seconds: a few slow reads must not delay
+#: all others. It uses generic plans of prepared statements: to plan a list again costs as much as to read it, and with
+#: many jobs PostgreSQL would choose a custom plan each time. Its times are in UTC, which Python reads and writes faster
+#: than other zones.
 _BEGIN_READ: LiteralString = (
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s';"
     " SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL timezone = 'UTC'"
 )
-#: The one setting of a session: poolers in transaction mode keep it for their clients, as they keep the encoding.
+#: The only session setting. Poolers in transaction mode keep it for their clients, like the encoding.
 _SET_DATES: LiteralString = "SET datestyle = 'ISO'"
-#: The default isolation, and the statement that sets again what RESET ALL does not bring back: what we, or a pooler,
-#: have set since the session began.
+#: Reads the default isolation, and a statement that restores the settings that RESET ALL would lose: those that we, or
+#: a pooler, set after the session began.
 _ASK_SESSION: LiteralString = """
     SELECT current_setting('default_transaction_isolation'),
            'SELECT ' || string_agg(format('pg_catalog.set_config(%L, %L, false)', name, setting), ', ')
@@ -59,8 +59,8 @@ _ASK_SESSION: LiteralString = """
         UNION ALL SELECT 'role', current_setting('role')
     ) AS s
 """
-#: Does within a transaction what DISCARD ALL does after it, but for prepared statements, which are ours. `%s`: what
-#: `_ASK_SESSION` gives.
+#: Has the effect of DISCARD ALL within a transaction, but keeps prepared statements, which are ours. `%s`: the
+#: statement that `_ASK_SESSION` returns.
 _RESTORE_SESSION = (
     "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; %s; SET LOCAL idle_in_transaction_session_timeout = '5s';"
     " SET LOCAL lock_timeout = '5s';"
@@ -69,23 +69,23 @@ _RESTORE_SESSION = (
 
 
 class PlainConnection(Connection[tuple[Any, ...]]):
-    """A connection on which statements run as we rely on, whatever the defaults of the database are.
+    """A connection whose statements do not depend on the defaults of the database.
 
-    Where another isolation level is the default, a single statement runs in a transaction of its own, which sets it: a
-    setting of the session would be lost behind a pooler, or reach others. An error's text has no DETAIL: that holds
-    rows, and goes into logs. An error of a trigger of the user's is what `of_users` makes of it.
+    If another isolation level is the default, a single statement runs in a transaction that sets READ COMMITTED. A
+    session setting would be lost behind a pooler, or affect other clients. An error's text has no DETAIL, because that
+    contains row data, and the text is logged. Errors of a user's triggers are converted by `of_users`.
     """
 
-    #: When (monotonic) and why the last try to connect failed, by the database's address.
+    #: {database address: (monotonic time, reason)} of the last failed try to connect.
     refusals: ClassVar[dict[str, tuple[float, str]]] = {}
-    #: Another isolation level is the default.
+    #: Whether another isolation level than READ COMMITTED is the default.
     isolated = False
-    #: Statements that undo, within a transaction, what a user's statement has left in the session.
+    #: Statements that undo, within a transaction, the changes of a user's statement to the session.
     restore_session = ""
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Self:
-        """Connect, and ask for the defaults. Raises psycopg.OperationalError where there is no database."""
+        """Connect, and read the defaults. Raises psycopg.OperationalError if there is no database."""
         try:
             conn = super().connect(conninfo, **options)
         except psycopg.OperationalError as error:
@@ -108,7 +108,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
             return super().execute(query, params, **options)
         except psycopg.Error as error:
             drop_detail(error)
-            raise of_users(error)  # noqa: B904 — the same error, or what it says of a function of the user's
+            raise of_users(error)  # noqa: B904 — the same error, or its conversion
 
     def commit(self) -> None:
         """See `psycopg.Connection`."""
@@ -134,14 +134,14 @@ async def _set_up(conn: AsyncConn) -> None:
 
 
 def drop_detail(error: BaseException) -> None:
-    """Take the DETAIL off an error's text: it holds rows, and the text goes into logs."""
+    """Remove the DETAIL from an error's text: it contains row data, and the text is logged."""
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         error.args = (error.diag.message_primary,)
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Run a block, such as a COPY, whose errors are what `PlainConnection` makes of those of its statements."""
+    """Run a block, such as a COPY, and convert its errors as `PlainConnection` does."""
     try:
         yield
     except psycopg.Error as error:
@@ -150,16 +150,17 @@ def plain_errors() -> Iterator[None]:
 
 
 class Pool(ConnectionPool[Conn]):
-    """Connections of this process. One that broke while it was idle is not lent: no caller meets an error after a
-    restart or a failover. A connection is closed when a setting is to blame for an error (`is_misconfigured`): after a
-    failover it may lead to a read-only server, after a migration it may hold old plans.
+    """The connection pool of this process. A connection that broke while it was idle is not lent, so callers see no
+    error after a restart or a failover. A connection is closed after an error of configuration (`is_misconfigured`):
+    after a failover it may lead to a read-only server, after a migration it may have old plans.
     """
 
     def getconn(self, timeout: float | None = None) -> Conn:
-        """See `psycopg_pool.ConnectionPool`, whose own `check` would pause for a second and more after a broken one.
+        """See `psycopg_pool.ConnectionPool`. Its own `check` would pause for a second or more after a broken
+        connection.
 
-        Raises PoolTimeout, with the reason why the last try to connect failed, if it did so during the wait or shortly
-        before.
+        Raises PoolTimeout. Its text has the reason of the last failed try to connect, if that was during the wait or
+        shortly before.
         """
         began = time.monotonic()
         until = began + (self.timeout if timeout is None else timeout)
@@ -185,9 +186,9 @@ class Pool(ConnectionPool[Conn]):
 
 
 def database_address(url: str | None = None) -> str:
-    """Return the database's URL: `url`, or ``DATABASE_URL``, or that of a `callboard up` that runs in this folder.
+    """Return the database's URL: `url`, or ``DATABASE_URL``, or the URL of a `callboard up` that runs in this folder.
 
-    Raises NotConfigured where there is none, or DATABASE_URL is no address.
+    Raises NotConfigured if there is none, or DATABASE_URL is no address.
     """
     found = _find_address(url)
     if not found:
@@ -196,7 +197,7 @@ def database_address(url: str | None = None) -> str:
 
 
 def is_database_named(url: str | None = None) -> bool:
-    """Return whether `database_address` finds one. Raises NotConfigured if DATABASE_URL is no address."""
+    """Return whether `database_address` finds a URL. Raises NotConfigured if DATABASE_URL is no address."""
     return bool(_find_address(url))
 
 
@@ -205,15 +206,15 @@ def _find_address(url: str | None) -> str | None:
 
 
 def broker_addresses(database_url: str | None = None) -> str:
-    """Return RabbitMQ's URLs: ``AMQP_URL``, or that of the `callboard up` whose database `database_address` returns;
-    empty where there is none.
+    """Return RabbitMQ's URLs: ``AMQP_URL``, or the URL of the `callboard up` whose database `database_address` returns;
+    empty if there is none.
     """
     here = database_url is None and settings.DATABASE_URL.text is None
     return settings.AMQP_URL.get() or (here and running_here().get("amqp_url")) or ""
 
 
 def running_here() -> dict[str, str]:
-    """Return the addresses of the `callboard up` that runs in this folder; empty where none does."""
+    """Return the addresses of the `callboard up` that runs in this folder; an empty dict if none runs."""
     try:
         running = json.loads(Path(".callboard/up.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -235,8 +236,8 @@ def connection_options() -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 2,
         "tcp_user_timeout": 20_000,
-        # From its second run on: PostgreSQL keeps a plan after five runs at the earliest, and psycopg prepares a
-        # statement after five others unless told otherwise.
+        # Prepare a statement at its second run: PostgreSQL keeps a plan after five runs at the earliest, and psycopg's
+        # default prepares only after five others.
         "prepare_threshold": 1,
     }
     if not settings.PREPARE.get():
@@ -245,13 +246,13 @@ def connection_options() -> dict[str, Any]:
 
 
 def connect(url: str) -> Conn:
-    """Open one connection. Raises psycopg.OperationalError where there is no database."""
+    """Open one connection. Raises psycopg.OperationalError if there is no database."""
     return PlainConnection.connect(url, **connection_options())
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
-    """Return False for a warning of psycopg's from a thread of our pools, or about a connection of ours: the caller
-    that asks for a connection, or uses a broken one, logs that itself, with the reason that `Pool.getconn` gives.
+    """Return False for a warning of psycopg that comes from a thread of our pools, or concerns one of our connections:
+    our callers log that error themselves, with the reason from `Pool.getconn`.
     """
     broken = isinstance(record.args, tuple) and any(isinstance(arg, PlainConnection) for arg in record.args)
     return record.levelno < logging.WARNING or not (broken or (record.threadName or "").startswith("callboard"))
@@ -260,8 +261,8 @@ def _is_of_others(record: logging.LogRecord) -> bool:
 @contextmanager
 def transaction(conn: Conn, lock_wait: float | None = None) -> Iterator[None]:
     """Run a block in a transaction, or in a savepoint of the open one; `psycopg.Rollback` ends it without an error.
-    `lock_wait`: seconds that a statement of it waits for a lock, before psycopg.errors.LockNotAvailable (None: five, or
-    as the open transaction has it).
+    `lock_wait`: seconds for which a statement waits for a lock before it raises psycopg.errors.LockNotAvailable (None:
+    5 s, or the value of the open transaction).
 
     The server ends the session when the client sends nothing for five seconds; the next statement then raises
     psycopg.errors.IdleInTransactionSessionTimeout, or OperationalError through a pooler.
@@ -271,7 +272,7 @@ def transaction(conn: Conn, lock_wait: float | None = None) -> Iterator[None]:
             yield
         return
     begin = _BEGIN if lock_wait is None else _BEGIN + _BOUND_LOCKS % round(lock_wait * 1000)
-    conn.execute(begin, prepare=False)  # its statements in one round trip
+    conn.execute(begin, prepare=False)  # all its statements in one round trip
     try:
         yield
     except BaseException as error:
@@ -285,9 +286,10 @@ def transaction(conn: Conn, lock_wait: float | None = None) -> Iterator[None]:
 
 
 def _is_usable(conn: Conn) -> bool:
-    """Return whether the server has not closed an idle connection.
+    """Return whether the server has left an idle connection open.
 
-    Bytes wait on an idle one only then, or when a setting has changed. A question each time would cost a round trip.
+    An idle connection has bytes to read only if it was closed or a setting changed. A query each time would cost a
+    round trip.
     """
     try:
         poll = select.poll()
@@ -300,15 +302,15 @@ def _is_usable(conn: Conn) -> bool:
 
 
 async def begin_read(conn: AsyncConn) -> None:
-    """Begin a transaction that only reads; the end of the pool's block commits it."""
+    """Begin a read-only transaction; the end of the pool's block commits it."""
     await conn.execute(_BEGIN_READ, prepare=False)
 
 
 def make_pool(url: str, *, size: int) -> Pool:
-    """Make a pool of at most `size` connections. It opens them in the background: no database yet is no error yet.
+    """Make a pool of at most `size` connections. It opens them in the background, so the database may start later.
 
-    psycopg doubles its pause between two tries until it gives up, and the next request starts anew: to give up soon
-    keeps the pauses short.
+    psycopg doubles its pause between two tries until it gives up; the next request starts again with a short pause. A
+    short `reconnect_timeout` keeps the pauses short.
     """
     logging.getLogger("psycopg.pool").addFilter(_is_of_others)
     return Pool(
@@ -318,7 +320,7 @@ def make_pool(url: str, *, size: int) -> Pool:
 
 
 def make_async_pool(url: str, *, size: int) -> AsyncPool:
-    """Make the same for an event loop, which opens it by ``async with``."""
+    """Make such a pool for an event loop, which opens it by ``async with``."""
     return AsyncConnectionPool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=False, name="callboard-web",
         reconnect_timeout=RECONNECT_SECONDS, configure=_set_up,

@@ -1,4 +1,4 @@
-"""The rows that statements take and give."""
+"""The rows that statements take and return."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ Bool: TypeAlias = Annotated[bool, "bool"]
 Text: TypeAlias = Annotated[str, "text"]
 Bytes: TypeAlias = Annotated[bytes, "bytea"]
 
-#: About how many bytes a child has beside its arguments.
+#: About how many bytes a child has in addition to its arguments.
 CHILD_BYTES = 200
 
 
 class Progress(NamedTuple):
-    """How much of an item is done, of how much (None: unknown)."""
+    """How much of an item is done, and the total (None: unknown)."""
 
     done: Float
     total: Float | None
@@ -32,8 +32,8 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt did not simply succeed. `place`: file, line and function that raised; `traceback_size`: characters
-    of the traceback before it was cut; `pattern`: see `error_patterns`.
+    """Why an attempt did not succeed. `place`: file, line and function that raised; `traceback_size`: characters of the
+    traceback before it was cut; `pattern`: see `error_patterns`.
     """
 
     kind: Annotated[AttemptKind, "callboard.attempt_kind"]
@@ -45,9 +45,9 @@ class Failure:
     pattern: Text = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        if self.kind == "crashed":  # one group, whatever became of the items
+        if self.kind == "crashed":  # all crashes are in one group
             object.__setattr__(self, "pattern", self.error_type)
-        elif self.kind not in ("skipped", "postponed"):  # these are in no group of errors
+        elif self.kind not in ("skipped", "postponed"):  # these two are in no group of errors
             object.__setattr__(self, "pattern", pattern(self.message))
 
 
@@ -64,10 +64,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """An item of a plain send: `args` as its row keeps them, see `call_bytes`; `options` as the app's encoder wrote
+    """An item of a plain send: `args` as its row stores them, see `call_bytes`; `options` as the app's encoder wrote
     them; `delay` in seconds.
 
-    `key`: its item key, unique within the job; `published`: its message was sent already.
+    `key`: its item key, unique within the job; `published`: its message is already published.
     """
 
     job: BigInt
@@ -88,8 +88,8 @@ class NewItem:
 
 
 class Save(NamedTuple):
-    """A statement of the user's own, with its parameters as psycopg takes them, and the `place` in the user's code.
-    `calls`: it calls code that may change the session.
+    """A user's own statement, with its parameters as psycopg takes them, and the `place` in the user's code. `calls`:
+    it calls code that may change the session.
     """
 
     text: str
@@ -100,9 +100,9 @@ class Save(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Saves:
-    """The statements that an item saves with its outcome: `size` in bytes. `busy_since`: since when (monotonic) a lock
-    or a slow server stands in the way, None: nothing does; `tries`: how often it did; `breaks`: the statements at which
-    the connection broke.
+    """The statements that an item saves with its outcome; `size` in bytes. `busy_since`: since when (monotonic) a lock
+    or a slow server prevents the save, None: nothing does; `tries`: how many tries failed by that; `breaks`: the
+    statements at which the connection was lost.
     """
 
     statements: list[Save] = field(default_factory=list)
@@ -114,10 +114,10 @@ class Saves:
 
 @dataclass(slots=True)
 class Event:
-    """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds; `worker`
-    is None for one that no worker could begin.
+    """The outcome of an attempt. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds;
+    `worker` is None if no worker could begin it.
 
-    It is not frozen, as other rows are: every message has one, and a frozen one takes twice the time to make.
+    It is not frozen like other rows, because every message has one, and creating a frozen one takes twice the time.
     """
 
     job: BigInt
@@ -139,7 +139,7 @@ class Event:
 
     @property
     def size(self) -> int:
-        """About how many bytes it is to record."""
+        """About how many bytes are recorded."""
         size = len(self.result or "") + sum(CHILD_BYTES + child.size for child in self.children)
         if self.retry is not None:
             size += len(self.retry.options or b"")
@@ -149,7 +149,7 @@ class Event:
 
 
 class JobFacts(NamedTuple):
-    """The facts that an app gave with a job; `metadata` as JSON. `trace`: of the submission, with OpenTelemetry."""
+    """The app's data of a job; `metadata` as JSON. `trace`: the OpenTelemetry context of its submission, or None."""
 
     tenant: str
     key: str | None
@@ -159,26 +159,26 @@ class JobFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """The work that is due, whichever process does it; and how many workers live, how many of them came before this
-    process, and the time of the database in seconds: by these they take turns to look.
+    """The work that is due in any process. `live`: the number of live workers; `rank`: how many of them registered
+    before this process; `clock`: the database's time in seconds. By these three, workers take turns to poll.
     """
 
     live: int
     rank: int
     clock: float
-    publish_in: float | None  # seconds until something is to be published; None: nothing soon
+    publish_in: float | None  # seconds until something must be published; None: nothing soon
     callbacks: bool
     stages: bool  # a job of stages is open
-    controls: bool  # controls of jobs have changed of late
-    sweep: bool  # nobody sweeps, and it is time
-    outdated: bool  # a migration was applied that breaks this code
-    unknown: bool  # the row of the worker that beats is gone, or another's
+    controls: bool  # control states of jobs changed recently
+    sweep: bool  # a sweep is due, and no process sweeps
+    outdated: bool  # an applied migration breaks this code
+    unknown: bool  # the worker's row is missing, or belongs to another worker
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The lease of the process that sweeps: whether there is `anything` to sweep, and the time of the database in
-    seconds. `set_back`: by so many seconds, at least, its clock was set back since the lease was last taken.
+    """The lease of the process that sweeps. `anything`: whether there is work for the sweep; `clock`: the database's
+    time in seconds; `set_back`: at least how many seconds its clock was set back since the lease was last taken.
     """
 
     anything: bool
@@ -188,32 +188,32 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class JobControl:
-    """The state of a job that workers with items of it obey."""
+    """The state of a job that workers with its items must follow."""
 
     job: int
     state: str
     epoch: int
     stopping: bool = False  # it will be final when its last running item has ended
-    limited: bool = False  # what it may publish next depends on the items that end
-    lane_by: str | None = None  # the argument that its lanes go by
-    #: The lanes that are held back, with the seconds from now; "*": all of it. None: not known.
+    limited: bool = False  # how much it may publish next depends on the items that end
+    lane_by: str | None = None  # the argument that decides an item's lane
+    #: {lane that is held back: seconds from now}; "*": the whole job. None: not known.
     holds: Mapping[str, float] | None = None
 
     @property
     def over(self) -> bool:
-        """Whether no item of it may start any more."""
+        """Whether no more items of it may start."""
         return self.stopping or self.state in JOB_FINAL
 
     @property
     def untouched(self) -> bool:
-        """Whether it was never paused, stopped or retried: then there is nothing to know of it."""
+        """Whether it was never paused, stopped or retried: then workers need not know it."""
         return not self.epoch and not self.stopping and self.state in ("pending", "running", "completed")
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An item that has run for a while; `age` in seconds since its attempt started. If it hangs: where, as `place`,
-    `file:line in function`, and `stack` with all frames, the innermost first.
+    """An item that has run for a while; `age`: seconds since its attempt started. If it hangs: `place` is the innermost
+    app code as `file:line in function`, and `stack` has the frames, innermost first.
     """
 
     job: BigInt
@@ -228,8 +228,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The result of a claim: the item's state and attempt, the worker that holds it now, whether it was `taken` now.
-    With `isolate` nobody holds it, and it is to be claimed when it runs alone.
+    """The result of a claim: the item's state and attempt, the worker that holds it, and whether it was `taken` by this
+    claim. `isolate`: no worker holds it, and it must be claimed again when it runs alone.
     """
 
     state: str | None
@@ -243,9 +243,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An item that a dead worker held: `elapsed` seconds since its attempt started, which had `ran` for so many when
-    the worker beat last. `crash_limit`: the crashes after which it fails, 0: the death is not charged to it; None: that
-    is not decided yet.
+    """An item that a dead worker held. `elapsed`: seconds since its attempt started; `ran`: seconds from that start to
+    the worker's last heartbeat. `crash_limit`: the number of crashes at which it fails; 0: the crash is not charged to
+    it; None: not decided yet.
     """
 
     job: int
@@ -259,14 +259,15 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class PublishClaim:
-    """A job that the holder of `token` may publish for: bulk items up to `total`, and `in_turn` messages of the outbox.
+    """A job for which the holder of `token` may publish: bulk items up to `total`, and `in_turn` messages of the
+    outbox.
 
-    `allowed`: messages that its limits allow now (None: any); `limited`: all of its outbox waits for its turn; `chunk`:
-    bulk items in one message (None: by the `mean_seconds` of its actor, None if that is not known, and by the `threads`
-    of the workers that have it); `served_at`: when it was served before (None: never). `lane_width` items with the same
-    value of the argument `lane_by` may be in flight, and so many `lanes`; `applied_lane_by`: the argument that lanes
-    went by so far.
-    `turn` and `seq` are of its row in `turns`: which of the job's messages are published, and what they were.
+    `allowed`: messages that its limits allow now (None: any). `limited`: all of its outbox messages wait for its turn.
+    `chunk`: bulk items in one message (None: the publisher chooses by the actor's `mean_seconds`, None if not known,
+    and by the `threads` of the workers that have the actor). `served_at`: when it was served before (None: never).
+    `lane_width`: the most items in flight with the same value of the argument `lane_by`; `lanes`: the most such values;
+    `applied_lane_by`: the argument that decided the lanes so far. `turn` and `seq` come from its row in `turns`: the
+    queue whose messages are published, and the version of that row.
     """
 
     job: int
@@ -294,7 +295,7 @@ class PublishClaim:
 
 @dataclass(frozen=True, slots=True)
 class DueQueue:
-    """A queue for which something is to be published: messages of the `outbox`, or jobs `in_turn`."""
+    """A queue with something to publish: messages of the `outbox`, or jobs `in_turn`."""
 
     queue: str
     outbox: bool
@@ -303,9 +304,9 @@ class DueQueue:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to publish; `dead`: to the dead letters. `outbox`: the id of its outbox row; `lease`: of a plain send
-    that its process publishes at once; a bulk item has neither. `standing`: its job is an actor's standing job; `more`:
-    the items of a chunk after the first.
+    """A message to publish; `dead`: as a dead letter. `outbox`: the id of its outbox row; `lease`: the lease of a plain
+    send that its process publishes at once; a bulk item has neither. `standing`: its job is an actor's standing job;
+    `more`: the items of a chunk after the first.
     """
 
     job: int
@@ -328,7 +329,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A callback, claimed for try number `tries`: a webhook at `url`, or a message to `actor`. `ended`: the job's row
+    """A callback, claimed for try number `tries`: a webhook to `url`, or a message to `actor`. `ended`: the job's row
     when it ended, as JSON.
     """
 
@@ -344,7 +345,7 @@ class Callback:
 
 
 class JobPage(NamedTuple):
-    """The jobs with an id higher than `after`, and not higher than `last`."""
+    """The jobs with ids above `after`, up to and including `last`."""
 
     after: int
     last: int
@@ -355,8 +356,8 @@ ALL_JOBS = JobPage(0, 2**63 - 1)
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """An open job; `quiet`: it has not moved for a while; `in_flight`: published items of it have not ended;
-    `given_back`: changes when published messages of it come back to be published again.
+    """An open job. `quiet`: it has not changed for a while; `in_flight`: some published items have not ended;
+    `given_back`: a number that changes when published messages come back to be published again.
     """
 
     job: int
@@ -370,9 +371,9 @@ class OpenJob:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """How far a job's submission is: `consumed` inputs, whose digest is `digest`, are stored or were repeated.
+    """The progress of a job's submission: `consumed` inputs, with the digest `digest`, are stored or were duplicates.
 
-    `held`: nothing of it is published before it is sealed. `elsewhere`: another process submits it now. `open`: it was
+    `held`: nothing is published before the job is sealed. `elsewhere`: another process submits it now. `open`: it is
     submitted, and takes more items.
     """
 
@@ -402,7 +403,9 @@ class OldJob:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage to make. `makes`: the function that makes its items, as "module:name"; None: results are its items."""
+    """A stage to create. `makes`: the function that makes its items, as "module:name"; None: the results of the
+    previous stage are its items.
+    """
 
     name: Text
     actor: Text
@@ -414,7 +417,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A job of stages; `stopping`: its state once its stages have ended (None: it goes on)."""
+    """A job of stages. `stopping`: its state after its stages have ended (None: it goes on)."""
 
     state: str
     stopping: str | None
@@ -423,7 +426,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """A stage of a job; `being_made`: a worker makes its items now; `submitting`: its items are being submitted."""
+    """A stage of a job. `being_made`: a worker makes its items now; `submitting`: its items are being submitted."""
 
     id: int
     stage: int
@@ -444,7 +447,7 @@ class StageRow:
 
     @property
     def submitted(self) -> SubmittedJob:
-        """How far the submission of its items is."""
+        """The progress of the submission of its items."""
         return SubmittedJob(
             self.id, state=self.state, sealed=self.sealed, consumed=self.consumed, digest=self.digest,
             elsewhere=self.submitting,
@@ -457,24 +460,24 @@ class StageRow:
 
     @property
     def parents_reason(self) -> str:
-        """The reason of its parent when it stops the other stages."""
+        """The reason that its parent gets when it stops the other stages."""
         failures = f"{self.failed} of {self.total} items failed"
         return f"stage '{self.name}': {failures if self.state == 'completed' else self.reason or self.state}"
 
     @property
     def unmade(self) -> bool:
-        """Whether items of it are to be made yet from results."""
+        """Whether items of it must still be made from results."""
         return self.stage > 0 and not self.sealed
 
     @property
     def partly_made(self) -> bool:
-        """Whether some of its items are made, or are made now, and others are not."""
+        """Whether some of its items are made, or being made, and others are not."""
         return self.unmade and (self.consumed > 0 or (self.being_made and not self.over))
 
 
 @dataclass(frozen=True, slots=True)
 class StageClaim:
-    """A stage that `worker` makes from the results of the job `source`; `consumed` inputs are stored already."""
+    """A stage that `worker` makes from the results of the job `source`; `consumed` inputs are already stored."""
 
     worker: int
     job: int
@@ -488,12 +491,12 @@ class StageClaim:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """The facts that a worker process announces when it starts."""
+    """The data that a worker process announces when it starts."""
 
     host: str
     pid: int
     threads: int
     release: str
     actors: dict[str, str] = field(default_factory=dict)  # name -> queue
-    signatures: dict[str, Signature] = field(default_factory=dict)  # of the actors, as far as they are known
-    broker: str | None = None  # its cluster and virtual host
+    signatures: dict[str, Signature] = field(default_factory=dict)  # by actor, if known
+    broker: str | None = None  # the name of its cluster and virtual host

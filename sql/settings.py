@@ -1,4 +1,4 @@
-"""Every setting that comes from the environment. Nothing else reads the environment: see `Setting.get`."""
+"""All settings from the environment, which only `Setting` and `unknown` read."""
 
 import base64
 import math
@@ -17,19 +17,19 @@ from callboard.sql.limits import parse_span
 
 T_co = TypeVar("T_co", covariant=True)
 
-#: How the names of our own variables begin.
+#: The prefix of our own variables.
 PREFIX = "CALLBOARD_"
-#: The fields of an item that an address of logs may have.
+#: The fields of an item that CALLBOARD_LOG_LINK may contain.
 LOG_FIELDS = ("job", "item", "attempt", "worker", "started_at", "finished_at")
 
 
 class NotConfigured(RuntimeError):
-    """A setting is missing or makes no sense; the message says which one, and what to do."""
+    """A setting is missing or invalid; the text says which one, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting(Generic[T_co]):
-    """An environment variable. `parse(name, text)` gives its value, or raises ValueError with what is allowed."""
+    """An environment variable. `parse(name, text)` returns its value, or raises ValueError with what is allowed."""
 
     name: str
     default: str
@@ -39,11 +39,11 @@ class Setting(Generic[T_co]):
 
     @property
     def text(self) -> str | None:
-        """Its text in the environment; None where it is unset or empty, which is the same."""
+        """Its text in the environment; None if it is unset or empty."""
         return os.environ.get(self.name) or None
 
     def get(self) -> T_co:
-        """Its value now, the default's where it is unset. Raises NotConfigured for a text that makes no sense."""
+        """Return its current value; the default's if it is unset. Raises NotConfigured for an invalid text."""
         try:
             return self.parse(self.name, self.text or self.default)
         except ValueError as error:
@@ -51,9 +51,9 @@ class Setting(Generic[T_co]):
 
 
 def check() -> None:
-    """Raise NotConfigured for the first variable of ours whose text makes no sense.
+    """Raise NotConfigured for the first of our variables whose text is invalid.
 
-    `DATABASE_URL` and `AMQP_URL` may belong to somebody else's code: they are judged when they are used.
+    `DATABASE_URL` and `AMQP_URL` may belong to other code, so they are checked only when they are used.
     """
     for setting in SETTINGS:
         if setting.name.startswith(PREFIX):
@@ -61,13 +61,13 @@ def check() -> None:
 
 
 def unknown() -> list[str]:
-    """Return the `CALLBOARD_*` variables that are no known setting: they may be misspelt."""
+    """Return the `CALLBOARD_*` variables that are unknown: they may be misspelt."""
     known = {setting.name for setting in SETTINGS}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
 def keep_span(name: str, text: str) -> float | None:
-    """A span like 30d in seconds; None for "forever". Raises ValueError."""
+    """Return the seconds of a span like 30d; None for "forever". Raises ValueError."""
     seconds = parse_span(name, text)
     return None if math.isinf(seconds) else seconds
 
@@ -81,7 +81,7 @@ def _text(name: str, text: str) -> str:
 
 
 def _signing_key(name: str, text: str) -> bytes:
-    """The key of a webhook secret: what follows ``whsec_``, decoded from base64, or the UTF-8 of any other text."""
+    """Return the key of a webhook secret: the base64 after ``whsec_``, decoded, or the UTF-8 of any other text."""
     encoded = text.removeprefix("whsec_")
     if encoded == text:
         return _text(name, text).encode()
@@ -157,7 +157,7 @@ def _brokers(name: str, text: str) -> str:
 def _http(name: str, text: str) -> str:
     try:
         valid = not text or (re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text) and urlsplit(text).port != 0)
-    except ValueError:  # of a port that is no number, or a bracket without its other one
+    except ValueError:  # a port that is no number, or an unpaired bracket
         valid = False
     if not valid:
         raise ValueError(f"{name} must be an address like http://host:15672, without a login; not {text!r}")
@@ -208,10 +208,10 @@ LOG_LINK = Setting(
 )  # fmt: skip
 METRICS_PORT = Setting(
     "CALLBOARD_METRICS_PORT", "", _whole_or_none(65535, "ports"),
-    "the port at which workers tell Prometheus what they count; unset: they don't",
+    "the port at which workers serve metrics for Prometheus; unset: none",
 )  # fmt: skip
 OPENTELEMETRY = Setting(
-    "CALLBOARD_OPENTELEMETRY", "off", _opentelemetry, "on: make spans of sends, submissions and attempts"
+    "CALLBOARD_OPENTELEMETRY", "off", _opentelemetry, "on: record spans of sends, submissions and attempts"
 )
 PREPARE = Setting(
     "CALLBOARD_PREPARE", "on", _on_or_off, "off: use no prepared statements, for a pooler that loses them"

@@ -1,17 +1,17 @@
-"""The arguments that an actor takes. Workers announce them, so a process that submits need not import the actor."""
+"""The arguments that an actor takes. Workers announce them, so a submitting process need not import the actor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-#: Shapes of calls that a signature remembers.
+#: The most shapes of calls that a signature caches.
 MAX_SHAPES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The names that the actor takes by position, in order, and by keyword; those that it needs; and whether it takes
-    any others.
+    """The argument names that the actor takes by position, in order, and by keyword; its required arguments; and
+    whether it takes any others.
     """
 
     actor: str
@@ -20,12 +20,13 @@ class Signature:
     required: frozenset[str] = frozenset()
     any_positional: bool = False
     any_keyword: bool = False
-    #: Shapes of calls that fit: how many arguments by position, and the names of the others, if there are any.
+    #: Shapes of calls that fit: the number of positional arguments, with the names of keyword arguments if there are
+    #: any.
     _fitting: set[int | tuple[Any, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def from_json(cls, actor: str, given: Mapping[str, Any] | None) -> Self | None:
-        """Read the column `signature` of an actor; None for one that nobody knows."""
+        """Read the column `signature` of an actor; None if it is not known."""
         if given is None:
             return None
         return cls(
@@ -34,14 +35,14 @@ class Signature:
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as the column keeps it."""
+        """Return the value of the column `signature`."""
         return {
             "positional": self.positional, "keyword": sorted(self.keyword), "required": sorted(self.required),
             "any_positional": self.any_positional, "any_keyword": self.any_keyword,
         }  # fmt: skip
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-        """Return what does not fit in a call with these arguments, or None."""
+        """Return why a call with these arguments does not fit, or None if it fits."""
         shape = (len(args), *kwargs) if kwargs else len(args)
         if shape in self._fitting:
             return None
@@ -66,19 +67,19 @@ class Signature:
         return f"{self.actor} {' and '.join(wrong)}" if wrong else None
 
     def has_argument(self, by: str) -> bool:
-        """Return whether the actor has an argument of this name, or at this position."""
+        """Return whether the actor has an argument with this name, or at this position."""
         if by.isdecimal():
             return self.any_positional or int(by) < len(self.positional)
         return self.any_keyword or by in self.keyword
 
     def is_left_out(self, by: str | int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether a call leaves out the argument of this name, or at this position, in either way."""
+        """Return whether a call omits the argument with this name, or at this position: it passes it neither way."""
         if isinstance(by, int):
             return len(args) <= by < len(self.positional) and self.positional[by] not in kwargs
         return by in self.keyword and by not in kwargs and by not in self.positional[: len(args)]
 
     def check_lane(self, by: str | None) -> None:
-        """Raise ValueError if the actor has no argument `by`, a name or a position, that lanes could go by."""
+        """Raise ValueError if the actor has no argument `by`, a name or a position, for lanes."""
         if by is not None and not self.has_argument(by):
             by_position = [
                 f"{place} ({name})" for place, name in enumerate(self.positional) if name not in self.keyword

@@ -1,14 +1,15 @@
-"""The statements of `queries/`, by name. A file holds the statements of one module, each below a line ``-- name: …``.
+"""The statements of `queries/`, by name. A file has the statements of one module, each below a line ``-- name: …``.
 
-The comments below that line say what a statement is for: transition, guard, caller, rows, lock order. They are not
-sent to the server. A part that several statements share is below a line ``-- part: …``, and {…} in a statement stands
-for it; the name of a class of `rows` in such braces stands for a table of these rows. A parameter in capitals is the
-constant of `timings` with that name: no caller passes it.
+The comments below that line describe the statement: transition, guard, caller, rows, lock order. They are not sent to
+the server. A part that several statements share is below a line ``-- part: …``, and is included by its name in braces;
+the name of a class of `rows` in braces includes a table of these rows. A parameter in capitals is the constant of
+`timings` with that name: no caller passes it.
 
-Where two sets of thousands of rows meet, the planner must have no choice that a wrong estimate makes quadratic; of a
-new job it estimates one row. So a guard stands beside a join, read from the row as it is locked; items of one job are
-joined by its id as a column; a lookup row by row says OFFSET 0; a set without an index is hashed, by NOT IN or
-IN … IS TRUE. `tests/integration/sql/test_stale_statistics.py` holds the statements that it lists to that.
+Where two sets of thousands of rows are joined, no plan that the planner can choose may become quadratic after a wrong
+estimate; for a new job it estimates one row. So guards are not join conditions: they are read from the row that is
+locked. Items of one job are joined by its id as a column. A lookup per row uses OFFSET 0. A set without an index is
+hashed, by NOT IN or IN … IS TRUE. `tests/integration/sql/test_stale_statistics.py` checks this for the statements that
+it lists.
 """
 
 import re
@@ -44,18 +45,18 @@ def execute(conn: Conn, name: str, /, **parameters: Any) -> Cursor[tuple[Any, ..
 
 
 def fetch(conn: Conn, row: Callable[..., T], name: str, /, **parameters: Any) -> list[T]:
-    """Run a statement; return its rows, each as `row` makes it of the columns."""
+    """Run a statement; return `row(*columns)` of each row."""
     return [row(*found) for found in execute(conn, name, **parameters)]
 
 
 def fetch_one(conn: Conn, row: Callable[..., T], name: str, /, **parameters: Any) -> T | None:
-    """Run a statement; return its row, likewise, or None."""
+    """Run a statement; return `row(*columns)` of its row, or None without one."""
     found = execute(conn, name, **parameters).fetchone()
     return None if found is None else row(*found)
 
 
 def fetch_value(conn: Conn, name: str, /, **parameters: Any) -> Any:
-    """Run a statement; return the first column of its row, None without one."""
+    """Run a statement; return the first column of its row, or None without one."""
     found = execute(conn, name, **parameters).fetchone()
     return None if found is None else found[0]
 
@@ -66,18 +67,18 @@ def fetch_ids(conn: Conn, name: str, /, **parameters: Any) -> list[int]:
 
 
 def gives_row(conn: Conn, name: str, /, **parameters: Any) -> bool:
-    """Run a statement; return whether it gives a row."""
+    """Run a statement; return whether it returns a row."""
     return execute(conn, name, **parameters).fetchone() is not None
 
 
 def lists(names: str, found: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
-    """Return the columns of rows, which have these names, as the parameters of a statement that unnests them."""
+    """Return rows as {column: values}, the parameters of a statement that unnests them; `names`: split at spaces."""
     kept = list(found)
     return {name: [row[place] for row in kept] for place, name in enumerate(names.split())}
 
 
 def documented(kind: str = "name") -> dict[str, str]:
-    """Return every statement (or every "part") with its comments, by name. Raises ValueError for two of one name."""
+    """Return every statement (or every "part") with its comments, by name. Raises ValueError for a duplicate name."""
     found: dict[str, str] = {}
     for path in sorted(QUERIES.glob("*.sql")):
         _, *pieces = _HEAD.split(path.read_text(encoding="utf-8"))
@@ -100,7 +101,7 @@ def _statements() -> dict[str, LiteralString]:
         name = found[1]
         return filled(parts[name]) if name in parts else arrays.table(getattr(rows, name))
 
-    # mypy takes a LiteralString for a str; psycopg wants one, and a file of this package is as much a literal.
+    # psycopg requires a LiteralString; a file of this package counts as one.
     return {name: filled(_bare(text)) for name, text in documented().items()}
 
 
@@ -109,7 +110,7 @@ def _bare(text: str) -> str:
 
 
 def required(row: T | None) -> T:
-    """Return the row of a statement that always gives one. Raises RuntimeError for None."""
+    """Return the row of a statement that always returns one. Raises RuntimeError for None."""
     if row is None:
-        raise RuntimeError("the database gave no row where there must be one; was a row deleted by hand?")
+        raise RuntimeError("the database returned no row where there must be one; was a row deleted by hand?")
     return row

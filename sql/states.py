@@ -1,8 +1,8 @@
-"""The states, and scopes. Tests compare them with the enums of the schema and with the diagrams of the documents."""
+"""The states and scopes. Tests compare them with the enums of the schema and with the diagrams of the documents."""
 
 from typing import Final, Literal, TypeAlias, get_args
 
-#: The states that a job's items are counted by, in the order of an item's life; the counts add up to its total.
+#: The states by which a job's items are counted, in the order of an item's life; the counts add up to its total.
 ItemState: TypeAlias = Literal[
     "pending", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"
 ]
@@ -11,7 +11,8 @@ ITEM_STATES: Final[tuple[str, ...]] = get_args(ItemState)
 #: The final states of an item.
 FINAL: Final = ("succeeded", "failed", "skipped", "cancelled")
 
-#: The states of an item row, each with those into which `record` moves it. The others of `ItemState` are derived.
+#: The states of an item row, each with the states to which `record` moves it. The other states of `ItemState` are
+#: derived.
 MOVES: Final[dict[str, tuple[str, ...]]] = {
     "waiting": ("retrying", "succeeded", "failed", "skipped"),
     "retrying": ("waiting", "retrying", "succeeded", "failed", "skipped"),
@@ -34,8 +35,8 @@ AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped", "p
 WorkerState: TypeAlias = Literal["alive", "stopped", "dead"]
 WORKER_STATES: Final[tuple[str, ...]] = get_args(WorkerState)
 
-#: The scopes of a login: to look, to make jobs, to change them, and to give out tokens.
+#: The scopes of a login: read, submit jobs, change jobs, and create tokens.
 Scope: TypeAlias = Literal["read", "submit", "control", "admin"]
 SCOPES: Final[tuple[str, ...]] = get_args(Scope)
-#: Those of a login that names none.
+#: The scopes of a login without given ones.
 DEFAULT_SCOPES: Final = ("read", "submit", "control")

@@ -1,46 +1,46 @@
-"""Times and sizes that several modules share, or statements need: see `statements`."""
+"""Times and sizes that several modules share, or that statements use: see `statements`."""
 
-#: Seconds without a heartbeat after which a worker is taken for dead.
+#: Seconds without a heartbeat after which a worker counts as dead.
 DEAD_AFTER_SECONDS = 10.0
-#: Seconds after which it is, if the session of its last heartbeat is open: it may run C code that holds Python's lock.
+#: The same while the session of its last heartbeat is open: the worker may run C code that holds the GIL.
 SILENT_SECONDS = 30.0
-#: Seconds for which a publisher's claim holds; each batch renews it. A claim whose answer was lost holds up its job.
+#: Seconds for which a publisher's claim is valid; each batch renews it. A claim whose answer was lost blocks its job
+#: for so long.
 PUBLISH_LEASE_SECONDS = 8.0
-#: Seconds after which a job is looked at again whose turn came and of which nothing could be published, unless an item
-#: of it ends before. A message whose time comes meanwhile waits a second; nothing tells when a rate allows more.
+#: Seconds until the next turn of a job of which nothing could be published, unless one of its items ends before.
+#: Second: the same if a message becomes due meanwhile. Third: the same for a job with a rate.
 TURN_PAUSE_SECONDS, DUE_PAUSE_SECONDS, RATE_PAUSE_SECONDS = 5.0, 1.0, 0.2
-#: Seconds that the record of outcomes waits for a lock: what holds a row of one job must not hold up other jobs.
+#: Seconds for which the record of outcomes waits for a lock: a locked row of one job must not delay other jobs.
 LOCK_WAIT_SECONDS = 1.5
-#: Seconds that the store of plain sends waits for one: their senders wait, too.
+#: Seconds for which the store of plain sends waits for a lock: the senders wait, too.
 SEND_LOCK_WAIT_SECONDS = 5.0
-#: Seconds that an action of a person on a job waits for one; a retry of a million items locks them for longer.
+#: Seconds for which a user's action on a job waits for a lock; a retry of a million items holds its locks for longer.
 ACTION_LOCK_WAIT_SECONDS = 20.0
-#: Seconds for which the COPY of a chunk may hold its job.
+#: Seconds for which the COPY of a chunk may lock its job.
 COPY_LIMIT_SECONDS = 20.0
-#: Items that a publisher may send beyond the committed watermark.
+#: The most items that a publisher may publish beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
-#: Outbox rows of ended jobs that one statement drops, and of how many jobs.
+#: The most outbox rows of ended jobs that one statement deletes, and the most jobs.
 DROP_BATCH_MESSAGES, DROP_BATCH_JOBS = 50_000, 1_000
-#: Seconds between two looks for work of all idle workers together.
+#: Seconds between two polls for work of all idle workers together.
 SHARED_LOOK_SECONDS = 0.25
-#: Workers read the controls of so many seconds, since a transaction may commit late.
+#: Workers read the control states that changed within so many seconds, because a transaction may commit late.
 CONTROLS_SECONDS = 20.0
-#: Seconds within which every worker that has a message knows that a job was paused or stopped: it asks twice a second.
+#: Seconds within which every worker with a message learns that a job was paused or stopped: it polls twice a second.
 CONTROLS_HEARD_SECONDS = 1.5
-#: Crashes charged to an item after which it is failed.
+#: Crashes charged to an item at which it fails.
 MAX_CRASHES = 3
-#: An attempt that has run for so many seconds has shown that it does not kill its worker at once.
+#: Seconds after the start of an attempt within which it is suspected of a crash of its worker.
 DEADLY_SECONDS = 10.0
-#: Groups of errors of a job; messages of further patterns share one group of their type and place.
+#: The most groups of errors of a job. Messages with further patterns share one group of their type and place.
 MAX_ERROR_GROUPS = 100
-#: Seconds for which a message waits that came to a worker without its actor, while another worker has the actor.
+#: Seconds for which a message waits that reached a worker without its actor, while another worker has the actor.
 POSTPONE_SECONDS = 1.0
-#: Seconds without a sign of its submitter after which a submission is taken to have broken off.
+#: Seconds without a renewal of its lease after which a submission counts as broken off.
 SUBMISSION_LEASE_SECONDS = 45.0
-#: Seconds for which the claim of a callback holds, longer than a delivery takes: of a webhook; of a message, which is
-#: sent at once.
+#: Seconds for which the claim of a callback is valid, longer than its delivery takes: for a webhook, and for a message.
 WEBHOOK_LEASE_SECONDS, MESSAGE_LEASE_SECONDS = 45.0, 8.0
-#: Seconds without a change after which the reason of a standstill is looked for.
+#: Seconds without a change after which the reason of a standstill is determined.
 QUIET_AFTER_SECONDS = 10.0
-#: The greatest item number that the database holds.
+#: The greatest item number that the database can store.
 MAX_ITEM = 2**31 - 1

@@ -1,1 +1,1 @@
-"""Statements that only read, and what is derived from the rows they give."""
+"""Statements that only read, and the values that are derived from their rows."""

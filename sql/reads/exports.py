@@ -1,4 +1,4 @@
-"""Items as lines of CSV or JSON, whole. No database here."""
+"""Formats whole items as lines of CSV or JSON, without access to the database."""
 
 import csv
 import io
@@ -9,9 +9,9 @@ from typing import Any
 from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query
 
-#: Items that are read at a time: as many as make no event loop late.
+#: Items that are read at a time: few enough not to block an event loop.
 PAGE_ITEMS = 200
-#: The signs that make a formula of a cell that begins with one.
+#: The first characters by which a spreadsheet takes a cell for a formula.
 FORMULA = "=+-@\t\r"
 #: The columns of CSV; arguments and results are JSON.
 COLUMNS = (
@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def rest(item: Mapping[str, Any]) -> Query[dict[str, Any] | None] | None:
-    """Return the query that reads an item whole of which a page has only the beginning; None for one that is whole."""
+    """Return the query that reads a whole item, if its page has only the beginning; None if the page has all of it."""
     texts = (item["args_text"], item["result_text"])
     return None if texts == (None, None) else queries.item(item["job"], item["item"])
 
@@ -32,12 +32,12 @@ def csv_header() -> bytes:
 
 
 def csv_lines(items: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return items as lines of CSV, in UTF-8. Half of a surrogate pair is escaped, as in JSON."""
+    """Return items as lines of CSV, in UTF-8. Half a surrogate pair is escaped, as in JSON."""
     return _csv([_cells(item) for item in items])
 
 
 def json_lines(items: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return items as lines of JSON, by the fields that the API gives."""
+    """Return items as lines of JSON, with the fields of the API."""
     return "".join(f"{_json(item)}\n" for item in items).encode("utf-8", "backslashreplace")
 
 
@@ -48,7 +48,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> bytes:
 
 
 def _cell(text: str | None) -> str | None:
-    """A text that no spreadsheet takes for a formula: a quote before it says that it is a text."""
+    """Return a text that no spreadsheet takes for a formula: a quote before it marks it as text."""
     return f"'{text}" if text and text[0] in FORMULA else text
 
 

@@ -1,4 +1,4 @@
-"""Items, errors, callbacks, pages and recounts as the API describes them. No database here."""
+"""Describes items, errors, callbacks, pages and recounts as the API does. Without access to the database."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -34,23 +34,23 @@ CHECKS = {
 
 
 def page(found: list[dict[str, Any]], limit: int, cursor: str) -> Page:
-    """Return a page of `limit` rows; one row more was asked for, to know whether there is a next page."""
+    """Return a page of `limit` rows. `found` may have one row more, which shows that there is a next page."""
     return found[:limit], found[limit - 1][cursor] if len(found) > limit else None
 
 
 def items(number: int, rows: Rows, cap: int, limit: int) -> Page:
-    """Describe a page of items by rows of `job_items`; see `page` and `item`."""
+    """Describe a page of items from rows of `job_items`; see `page` and `item`."""
     found, following = page([item(number, row, cap) for row in rows if row["item"] is not None], limit, "item")
     return found, rows[0]["looked_at"] if rows and following is None else following
 
 
 def with_iso_times(*columns: str) -> Callable[[Rows], list[dict[str, Any]]]:
-    """Return a function that gives rows with these columns as ISO times."""
+    """Return a function that formats these columns of rows as ISO times."""
     return lambda rows: [{**row, **{name: iso(row[name]) for name in columns}} for row in rows]
 
 
 def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
-    """Describe an item by a row of `job_items`; arguments and results longer than `cap` characters are cut text."""
+    """Describe an item from a row of `job_items`; arguments and results of more than `cap` characters are cut."""
     same = ("item", "key", "actor", "state", "attempt", "crashes", "step", "stack", "worker")
     return {
         "job": number,
@@ -98,7 +98,7 @@ def _error(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def callbacks(rows: Rows) -> list[dict[str, Any]]:
-    """Describe callbacks by rows of `job_callbacks`, without the secrets of their URLs."""
+    """Describe callbacks from rows of `job_callbacks`, without the secrets of their URLs."""
     same = ("id", "on", "state", "tries", "error")
     times = ("created_at", "due_at", "finished_at")
     return [
@@ -112,13 +112,13 @@ def callbacks(rows: Rows) -> list[dict[str, Any]]:
 
 
 def points(rows: Rows) -> list[dict[str, Any]]:
-    """Describe the points of a chart by rows of `samples`."""
+    """Describe the points of a chart from rows of `samples`."""
     pairs = pairwise([*rows[:1], *rows])
     return [{**row, "at": iso(row["at"]), "rate": _rate(before, row)} for before, row in pairs]
 
 
 def paces(rows: Rows) -> dict[int, list[float]]:
-    """Return the rates of jobs by rows of `paces`: those since the sample before."""
+    """Return the rates of jobs from rows of `paces`: each is the rate since the previous sample."""
     found: dict[int, list[float]] = {}
     for before, row in pairwise(rows):
         if before["job"] == row["job"]:
@@ -127,13 +127,13 @@ def paces(rows: Rows) -> dict[int, list[float]]:
 
 
 def _rate(before: dict[str, Any], row: dict[str, Any]) -> float:
-    """Items a second between two samples; not below 0: a retry takes back items that ended."""
+    """Return items per second between two samples; at least 0, because a retry reduces the ended items."""
     seconds = (row["at"] - before["at"]).total_seconds()
     return float(f"{max(row['ended'] - before['ended'], 0) / seconds:.3g}") if seconds > 0 else 0.0
 
 
 def drift_report(rows: Rows) -> dict[str, Any]:
-    """Describe a recount by rows of `recount`: how many jobs, which checks, and each drift with both numbers."""
+    """Describe a recount from rows of `recount`: how many jobs, which checks, and each drift with both numbers."""
     drift = [
         {"job": row["id"], "name": row["name"], "check": check, "stored": stored, "counted": counted}
         for row in rows
@@ -144,7 +144,7 @@ def drift_report(rows: Rows) -> dict[str, Any]:
 
 
 def _drifts(check: str, stored: int, counted: int, *, over: bool) -> bool:
-    """Compare the numbers of a check. The unpublished messages of a job that is over are dropped."""
+    """Compare the numbers of a check. The unpublished messages of an ended job are dropped."""
     if over and check == "published":
         return stored > counted
     return stored != counted and not (over and check == "parked")

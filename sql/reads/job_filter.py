@@ -1,4 +1,4 @@
-"""Which jobs a list shows: as values, and as the words of a search field. No database here."""
+"""Filters of lists of jobs: as values, and as the words of a search field. Without access to the database."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,16 +11,16 @@ from callboard.sql.json_values import is_storable
 from callboard.sql.limits import MAX_SPAN_SECONDS, SPAN_PATTERN, UNIT_SECONDS, YEARS
 from callboard.sql.states import JOB_FINAL, JOB_STATES
 
-#: Characters of a search, and words, at most: the name of each job that is looked at is compared with each word.
+#: The most characters and words of a search: the name of each examined job is compared with each word.
 MAX_SEARCH_CHARACTERS, MAX_SEARCH_WORDS = 2_000, 50
-#: The states of a job that is not over.
+#: The states of an open job.
 JOB_OPEN = frozenset(JOB_STATES) - set(JOB_FINAL)
 #: The properties of a job that `is:` and `not:` name.
 FLAGS = ("stalled", "standing", "failing")
 #: The words of a search that take any text, and those that take a time.
 TEXTS = ("actor", "tenant", "key")
 TIMES = {"since": "created_after", "until": "created_before", "ended": "ended_after"}
-#: All words, as an error and the help of the command line name them.
+#: All words, as errors and the command line's help list them.
 WORDS = (
     "state:STATE, actor:NAME, tenant:NAME, key:KEY, name:TEXT, metadata.FIELD:VALUE, since:24h, until:2027-01-31, "
     "ended:24h, is:open, is:ended, is:FLAG, not:FLAG, or a part of the name; "
@@ -33,18 +33,18 @@ _CHOICES: dict[tuple[str, str], dict[str, Any]] = {
     ("is", "open"): {"states": JOB_OPEN},
     ("is", "ended"): {"states": frozenset(JOB_FINAL)},
 }
-#: A word of a search with its value, or a text: a value or a text with spaces stands in quotes.
+#: A word of a search with its value, or a text. A value or a text with spaces is in quotes.
 _TOKEN = re.compile(r'\s*+(?:([^\s:"]*):)?(?:"([^"]*)"(?=\s|$)|([^\s"]*)(?=\s|$))')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """The jobs for which all that is given holds.
+    """The jobs that match all given fields.
 
     - `states`: one of these. `names`: each is a part of the name, case ignored. `metadata`: the values of these fields,
       as text.
     - `created_after`, `created_before`, `ended_after`: a time, or a span before now.
-    - `standing`: holds the plain sends of a day. `stalled`: does not move. `failing`: failed, or has items that did.
+    - `standing`: has the plain sends of a day. `stalled`: does not move. `failing`: failed, or has failed items.
     """
 
     states: frozenset[str] | None = None
@@ -69,12 +69,14 @@ class JobFilter:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that leave jobs out."""
+        """The fields that are set."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in found.items() if value not in (None, (), {})}
 
     def also(self, other: "JobFilter") -> "JobFilter":
-        """The filter of the jobs for which both hold. Raises ValueError where none can be: of two actors, say."""
+        """Return the filter of the jobs that match both. Raises ValueError if both set a field to different values, for
+        example the actor.
+        """
         mine, others = self.given, other.given
         shared = {name: _both(name, mine[name], others[name]) for name in mine.keys() & others.keys()}
         return JobFilter(**{**mine, **others, **shared})
@@ -86,16 +88,16 @@ def _check_length(characters: int) -> None:
 
 
 def parse_search(text: str) -> JobFilter:
-    """Read the words of a search, as `state:failed actor:charge metadata.customer:17 since:24h "autumn ads"`.
+    """Read the words of a search, such as `state:failed actor:charge metadata.customer:17 since:24h "autumn ads"`.
 
-    All must hold, but states are alternatives. Raises ValueError, which names the words that there are.
+    A job must match all of them; several states are alternatives. Raises ValueError, which lists the known words.
     """
     _check_length(len(text))
     return _all_of(split_search(text))
 
 
 def parse_arguments(arguments: Iterable[str]) -> JobFilter:
-    """Read the words of a search from a command line: the shell has taken the quotes, so each is one, spaces or not."""
+    """Read the words of a search from a command line: the shell removed the quotes, so each argument is one word."""
     parts = (argument.partition(":") for argument in arguments)
     return _all_of((word, value) if colon else ("name", word) for word, colon, value in parts)
 
@@ -152,7 +154,7 @@ def _word(word: str, value: str) -> JobFilter:
 
 
 def _read(word: str, value: str) -> dict[str, Any]:
-    """The field of a filter that a word is which takes any text, or a time; none for another word."""
+    """Return the filter's field of a word that takes any text or a time; an empty dict for other words."""
     family, _, entry = word.partition(".")
     if word == "name":
         return {"names": (value,)}

@@ -1,4 +1,4 @@
-"""A job as the API describes it: derived counts, rate, estimate, the reason of a standstill. No database here."""
+"""Describes a job as the API does: derived counts, rate, estimate, reason of a standstill. Accesses no database."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -7,25 +7,25 @@ from typing import Any
 from callboard.sql.json_values import iso
 from callboard.sql.states import JOB_FINAL
 
-#: Seconds between a job's first flush and its last below which they say nothing about its rate.
+#: The least seconds between a job's first and last flush from which its rate is computed.
 SHORTEST_RUN_SECONDS = 0.05
 
-#: Seconds between two values of the rate of a job that does not change.
+#: Seconds between two values of the rate while a job does not change.
 STEP_SECONDS = 5.0
 MINUTE_SECONDS = 60
 
-#: The part of an item in flight that counts as done at most: its end is still to come.
+#: The largest part of an item in flight that counts as done, because it has not ended.
 LARGEST_PART = 0.99
 
-#: Why a job stands that was asked to wait for more items.
+#: Why a job that is open for more items does not move.
 OPEN = "it is open for more items until somebody seals it"
 SUBMITTING = "its submission is still going on"
 
-#: The times of a job.
+#: The columns with times.
 TIMES = ("created_at", "started_at", "finished_at", "updated_at")
 
 Stored = Mapping[str, Any]
-#: Why a job does not move, and when that ends by itself, as a delay, a rate, a retry or a hold does.
+#: Why a job does not move, and when that ends, if the reason is a delay, a rate, a retry or a hold.
 Standstill = tuple[str | None, datetime | None]
 
 
@@ -56,7 +56,7 @@ def job(row: Stored) -> dict[str, Any]:
 
 
 def as_ended(row: Stored, then: Stored) -> Stored:
-    """Return a job's row as it was when it ended: `then` is that row as JSON, `row` what `jobs` gives of it now."""
+    """Return a job's row as it was when it ended: `then` is that row as JSON, `row` its current row of `jobs`."""
     times = {name: then[name] and datetime.fromisoformat(then[name]) for name in TIMES}
     return {**row, **then, **times, "alive": None, "hung": None}
 
@@ -64,8 +64,8 @@ def as_ended(row: Stored, then: Stored) -> Stored:
 def counts(row: Stored) -> dict[str, int]:
     """Count the items in each state of `ITEM_STATES`; the counts add up to `total`.
 
-    Final states and `retrying` are stored, the others are derived from what is left, so no reading can be off by one.
-    Of a job that is stopped, or being stopped, every item is cancelled that has neither ended nor runs.
+    Final states and `retrying` are stored; the others are derived from the rest, so the sum is always exact. In a job
+    that is stopped, or being stopped, every item that has not ended and does not run counts as cancelled.
     """
     final = {name: row[name] for name in ("succeeded", "failed", "skipped")}
     if row["state"] in JOB_FINAL or row["stopping"]:
@@ -82,16 +82,16 @@ def counts(row: Stored) -> dict[str, int]:
 
 
 def concerned(job: Mapping[str, Any], action: str, states: Sequence[str] = ("failed",)) -> int:
-    """Count the items of a described job that an action concerns: those that a retry gives another attempt, those that
-    a deletion deletes; for the others, those that have not started.
+    """Count the items of a described job that an action affects: the retried items of a retry, the deleted items of a
+    deletion; for other actions, the items that have not started.
     """
     names = {"retry": states, "delete": ("total",)}.get(action, ("pending", "queued", "retrying"))
     return sum(job[name] for name in names)
 
 
 def progress(row: Stored) -> float:
-    """Return the share of the items that is done, 0 to 1, with the parts of items in flight whose actor says how far it
-    is; 1 only when every item is final, and for a completed job without items.
+    """Return the share of the items that is done, 0 to 1, including the reported progress of items in flight; 1 only
+    when every item is final, and for a completed job without items.
     """
     if not row["total"]:
         return 1.0 if row["state"] == "completed" else 0.0
@@ -99,21 +99,21 @@ def progress(row: Stored) -> float:
 
 
 def stalled(row: Stored, parts: Mapping[str, int]) -> Standstill:
-    """Return why a job stands still; None when it does not, as the statement says: then `alive` is None."""
+    """Return why a job stands still, and until when; (None, None) if it does not: then `alive` is None."""
     if row["alive"] is None:
         return None, None
     if row["held"]:
         return _unsealed(row), None
     if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
-        if nobody := _nobody(row):
-            return nobody, None
+        if reason := _without_worker(row):
+            return reason, None
         later, until = _later(row, parts)
         return (later, until) if later else (_standstill(row, parts), None)
     return _unmade(row) if row["stage"] else _unsealed(row), None
 
 
 def _is_open(row: Stored) -> bool:
-    """Return whether somebody may add items: not while it is submitted, and no more when it is being stopped."""
+    """Return whether items may be added: not during its submission, nor when it is being stopped."""
     ends = row["sealed"] or row["stopping"] or row["state"] in JOB_FINAL
     plain = not row["standing"] and row["stages"] is None and row["stage"] is None
     return plain and not ends and row["submitting"] is None
@@ -122,7 +122,7 @@ def _is_open(row: Stored) -> bool:
 def _unmade(row: Stored) -> str:
     if row["maker"] is not None:
         return "the worker that made its items died; another will go on"
-    return _nobody(row) or f"its items are still to be made, and nothing has moved for {_quiet(row)}"
+    return _without_worker(row) or f"its items are still to be made, and nothing has moved for {_quiet(row)}"
 
 
 def _unsealed(row: Stored) -> str:
@@ -134,13 +134,13 @@ def _unsealed(row: Stored) -> str:
     return f"its submission broke off at input {row['consumed']}; {how}"
 
 
-def _nobody(row: Stored) -> str | None:
+def _without_worker(row: Stored) -> str | None:
     if not row["alive"]:
         return "no worker is alive"
-    return None if row["able"] else _unable(row["actor"])
+    return None if row["able"] else _without_actor(row["actor"])
 
 
-def _unable(actor: str) -> str:
+def _without_actor(actor: str) -> str:
     return f"no worker that is alive has the actor {actor}"
 
 
@@ -162,7 +162,7 @@ def _later(row: Stored, parts: Mapping[str, int]) -> Standstill:
 
 
 def _holds(row: Stored) -> Standstill:
-    """Return what its items have asked to hold back, until when and why; None: nothing, or no more."""
+    """Return which hold is in force, until when and why; (None, None) if there is none."""
     until = {lane: datetime.fromisoformat(one["until"]) for lane, one in (row["holds"] or {}).items()}
     ahead = sorted((time, lane) for lane, time in until.items() if time > row["read_at"])
     if not ahead:
@@ -183,9 +183,9 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
         held = "1 item is" if parts["running"] == 1 else f"{parts['running']} items are"
         return f"{held} held by a worker that died, and will be given to another"
     if row["missing"]:  # one of several actors
-        return _unable(row["missing"])
-    if row["taken"] is False:  # the actor has moved to another queue since
-        return f"{_unable(row['actor'])} on the queue {row['queue']}"
+        return _without_actor(row["missing"])
+    if row["taken"] is False:  # the actor has moved to another queue
+        return f"{_without_actor(row['actor'])} on the queue {row['queue']}"
     if row["trouble"]:
         return str(row["trouble"])
     others = f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""
@@ -193,7 +193,7 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
 
 
 def _quiet(row: Stored) -> str:
-    """Return for how long nothing has moved, in steps: a text that changes each second would be news each second."""
+    """Return for how long nothing has moved, rounded down: a text that changes each second would be an event each."""
     still = int((row["read_at"] - row["moved_at"]).total_seconds())
     return f"{still // 60} min" if still >= MINUTE_SECONDS else f"{still // 10 * 10} s"
 
@@ -203,14 +203,14 @@ def _final(row: Stored) -> int:
 
 
 def _in_part(row: Stored) -> float:
-    """Return how many items the parts make up that are done of those in flight: fewer than the items that are left."""
+    """Return the sum of the reported progress of items in flight, in items: always less than the items left."""
     left = row["total"] - _final(row) - row["cancelled"]
     return 0.0 if row["finished_at"] else float(min(row["in_part"], left * LARGEST_PART))
 
 
 def _rate(row: Stored) -> float | None:
-    """Return items per second: over the whole run of a job that is over, else over the last half minute; None before
-    its first start, and when it was paused, or over, within that half minute.
+    """Return items per second: over the whole run of an ended job, else over the last half minute. None before its
+    first start, and if it was paused, or over, within that half minute.
     """
     if row["started_at"] is None:
         return None
@@ -219,7 +219,7 @@ def _rate(row: Stored) -> float | None:
     since, before = row["sampled_at"], (row["sampled_final"] or 0) + (row["sampled_in_part"] or 0.0)
     if since is None:
         since, before = row["started_at"], 0.0
-    if row["control_at"] and row["control_at"] > since:  # it was paused since then, or over
+    if row["control_at"] and row["control_at"] > since:  # it was paused, or over, since then
         return None
     span = max((_as_of(row) - since).total_seconds(), 1.0)
     return _rounded(max(_final(row) + _in_part(row) - before, 0.0) / span)
@@ -227,7 +227,7 @@ def _rate(row: Stored) -> float | None:
 
 def whole_rate(row: Stored, final: int, started: datetime) -> float | None:
     """Return the items per second of a whole run, from `started` to the end of the job."""
-    # A short job may begin and end in one flush: then its creation is the better beginning.
+    # A short job may begin and end in one flush: then its creation is used as its start.
     spans = [(row["finished_at"] - start).total_seconds() for start in (started, row["created_at"])]
     span = spans[0] if spans[0] >= SHORTEST_RUN_SECONDS else spans[1]
     return _rounded(final / span) if span > 0 else None
@@ -239,8 +239,8 @@ def _rounded(rate: float) -> float:
 
 
 def _as_of(row: Stored) -> datetime:
-    """Return the time that rate and estimate are of: when the job last changed, and each few seconds after that. So two
-    readings with nothing new between them are the same.
+    """Return the time for which rate and estimate are computed: when the job last changed, moved on in steps of
+    `STEP_SECONDS`. So two reads without a change between them return the same.
     """
     still = (row["read_at"] - row["updated_at"]).total_seconds()
     changed: datetime = row["updated_at"]
@@ -248,8 +248,8 @@ def _as_of(row: Stored) -> datetime:
 
 
 def _eta(row: Stored, rate: float | None) -> datetime | None:
-    """Return when it ends at this rate, to the second; None while more items may come, it is being stopped, or nothing
-    moves.
+    """Return when the job ends at this rate, rounded to the second; None while more items may come, it is being
+    stopped, or nothing moves.
     """
     if row["state"] != "running" or row["stopping"] or not row["sealed"] or not rate:
         return None

@@ -17,36 +17,36 @@ from callboard.sql.statements import statement, with_timings
 T = TypeVar("T")
 #: The greatest id.
 MAX_ID = 2**63 - 1
-#: Characters of arguments, results and messages at most, in a list.
+#: The most characters of arguments, results and messages in a list.
 LIST_CHARACTERS = 4_096
-#: Characters of them at most, of one item.
+#: The most characters of arguments, results and messages of one item.
 ITEM_CHARACTERS = 1_048_576
-#: Jobs among which those are looked for that no index finds.
+#: The most jobs that one page examines for filters without an index.
 LOOK_AT_JOBS = 20_000
-#: Items among which those of a state are looked for that no index has.
+#: The most items that one page examines for a state without an index.
 LOOK_AT_ITEMS = 50_000
-#: Attempts among which those are looked for by which items failed or were skipped.
+#: The most attempts that one page examines for items that failed or were skipped.
 LOOK_AT_ATTEMPTS = 20_000
-#: The rows of tokens, with their times as texts.
+#: Formats the rows of tokens, with their times as texts.
 _tokens = item_view.with_iso_times("created_at", "expires_at", "used_at")
-#: Points of a chart, beside its first and its last; and lanes that are shown.
+#: The points of a chart without its first and last, and the most lanes that are shown.
 SAMPLES, LANES = 200, 50
-#: Rates of a job in a list.
+#: The most rates of a job in a list.
 PACES = 24
-#: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
+#: The most errors and callbacks of a job, and attempts of an item; few have a hundredth of that.
 MAX_ROWS = 1_000
 
 
 NO_FILTER = JobFilter()
-#: What has a meaning in a pattern of LIKE, and what stands for it there.
+#: The special characters of a LIKE pattern, and their replacement.
 _SIGNS_OF_LIKE, _ESCAPED = re.compile(r"[%_\\]"), r"\\\g<0>"
-#: The fields of a filter that are parameters of the same name.
+#: The fields of a filter that are parameters with the same name.
 _SAME = frozenset(("actor", "tenant", "key", "standing", "stalled", "failing"))
 
 
 @dataclass(frozen=True, slots=True)
 class Query(Generic[T]):
-    """The name of a statement, its parameters, and the function that makes the answer of its rows."""
+    """The name of a statement, its parameters, and the function that converts its rows to the result."""
 
     name: str
     parameters: Mapping[str, Any]
@@ -54,8 +54,8 @@ class Query(Generic[T]):
 
 
 def run(conn: Conn, query: Query[T]) -> T:
-    """Execute a query and return its answer. It is prepared at once: to plan a description of jobs takes longer than to
-    execute it.
+    """Execute a query and return its result. It is prepared at once, because planning a description of jobs takes
+    longer than executing it.
     """
     with conn.cursor(row_factory=dict_row) as cursor:
         cursor.execute(statement(query.name), with_timings(query.parameters), prepare=True)
@@ -63,42 +63,42 @@ def run(conn: Conn, query: Query[T]) -> T:
 
 
 async def arun(conn: AsyncConn, query: Query[T]) -> T:
-    """Execute a query in an event loop and return its answer."""
+    """Execute a query in an event loop and return its result."""
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(statement(query.name), with_timings(query.parameters), prepare=True)
         return query.result(await cursor.fetchall())
 
 
 def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | None]:
-    """Describe a job; None when there is none with this id, or not of this tenant (None: any)."""
+    """Describe a job; None when there is none with this id, or of this tenant (None: any)."""
     return Query("jobs_by_id", {"jobs": [number], "tenant": tenant}, lambda rows: _first(staged_job_view.jobs(rows)))
 
 
 def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
-    """Describe a job as it was when it ended, `then` its row of that time as JSON; None when it is deleted."""
+    """Describe a job as it was when it ended; `then`: its row of that time as JSON. None when it is deleted."""
     parameters = {"jobs": [number], "tenant": None}
     return Query("jobs_by_id", parameters, lambda rows: _first(staged_job_view.ended(rows, then)))
 
 
 def jobs_by_id(numbers: Sequence[int]) -> Query[dict[int, dict[str, Any]]]:
-    """Describe those of these jobs that exist, by id."""
+    """Describe these jobs, as {id: description}; those that do not exist are left out."""
     parameters = {"jobs": numbers, "tenant": None}
     return Query("jobs_by_id", parameters, lambda rows: {found["id"]: found for found in staged_job_view.jobs(rows)})
 
 
 def is_of_tenant(number: int, tenant: str) -> Query[bool]:
-    """Return whether there is such a job of this tenant."""
+    """Return whether this tenant has a job with this id."""
     return Query("job_of_tenant", {"job": number, "tenant": tenant}, bool)
 
 
 def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int = 50) -> Query[Page]:
     """Describe a page of the `wanted` jobs with ids below `before`, newest first.
 
-    A page may be short, or empty, and have a next one all the same: where no index has the filters, LOOK_AT_JOBS jobs
-    are looked at for a page.
+    A page may be short, or empty, and still have a next one: for filters without an index, a page examines
+    `LOOK_AT_JOBS` jobs.
     """
     source, its_fields = _source(wanted)
-    # Among all jobs are stages, too, which no list shows.
+    # The statement for all jobs also reads stages, which no list shows.
     looks = source == "jobs" or bool(wanted.given.keys() - its_fields)
     parameters = {
         **{name: getattr(wanted, name) for name in _SAME},
@@ -117,7 +117,7 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
 
 
 def _source(wanted: JobFilter) -> tuple[str, set[str]]:
-    """The statement that finds the fewest jobs for a filter, and the fields of the filter that its index has."""
+    """Return the statement that reads the fewest jobs for a filter, and the fields of the filter in its index."""
     states = wanted.states
     ways: tuple[tuple[object, str, set[str]], ...] = (
         (wanted.key is not None, "jobs_of_key", {"key"}),
@@ -137,8 +137,8 @@ def _source(wanted: JobFilter) -> tuple[str, set[str]]:
 
 
 def job_counts(tenant: str | None = None) -> Query[dict[str, int]]:
-    """Count the jobs of a tenant (None: all): `open`, those of them that are `stalled`, `ended`, and `failed_today`,
-    those that failed or have failed items of those that ended within 24 hours.
+    """Count the jobs of a tenant (None: all): `open`; `stalled` ones among these; `ended`; and `failed_today`: jobs
+    that ended within 24 hours and failed, or have failed items.
     """
     return Query("job_counts", {"tenant": tenant}, lambda rows: dict(rows[0]))
 
@@ -147,11 +147,11 @@ def items(
     number: int, *, state: str | None = None, error: str | None = None, keys: Sequence[str] = (),
     after: int | None = None, limit: int = 100, cap: int = LIST_CHARACTERS,
 ) -> Query[Page]:  # fmt: skip
-    """Describe a page of a job's items after item `after`: those for which all that is given holds.
+    """Describe a page of a job's items after item `after` that match all arguments.
 
-    `state`: one of ITEM_STATES. `error`: they failed by it, the id of a group of errors or a type with its module or
-    without. `keys`: they have one of these keys. A page may be short, or empty, and have a next one all the same: only
-    so many items are looked at for it, or attempts for those that failed or were skipped.
+    `state`: one of ITEM_STATES. `error`: the error by which they failed: the id of a group of errors, or a type with or
+    without its module. `keys`: they have one of these keys. A page may be short, or empty, and still have a next one:
+    it examines `LOOK_AT_ITEMS` items, or `LOOK_AT_ATTEMPTS` attempts for failed or skipped items.
     """
     parameters = {
         "job": number,
@@ -173,7 +173,7 @@ def items(
 
 
 def item(number: int, position: int) -> Query[dict[str, Any] | None]:
-    """Describe one item, with its whole arguments and result; None when the job has no such item."""
+    """Describe one item, with its arguments and result up to `ITEM_CHARACTERS`; None when the job has no such item."""
     page = items(number, after=position - 1, limit=1, cap=ITEM_CHARACTERS)
     parameters = {**page.parameters, "limit": 1}
     return Query(
@@ -182,7 +182,7 @@ def item(number: int, position: int) -> Query[dict[str, Any] | None]:
 
 
 def attempts(number: int, position: int) -> Query[list[dict[str, Any]]]:
-    """Return the attempts of an item that did not simply succeed, in order."""
+    """Return the attempts of an item that did not succeed, in order."""
     parameters = {"job": number, "item": position, "cap": ITEM_CHARACTERS, "limit": MAX_ROWS}
     return Query("item_attempts", parameters, item_view.with_iso_times("started_at", "ended_at"))
 
@@ -196,7 +196,7 @@ def errors(number: int) -> Query[list[dict[str, Any]]]:
 def retried_items(
     number: int, states: Sequence[str], items: Iterable[int] | None = None, error: str | None = None
 ) -> Query[int]:
-    """Count the items that a retry of these would give another attempt: see `RetrySelection`."""
+    """Count the items that a retry with this selection would retry: see `RetrySelection`."""
     parameters = {
         "job": number,
         "states": list(states),
@@ -207,7 +207,7 @@ def retried_items(
 
 
 def error(number: int, group: str) -> Query[dict[str, Any] | None]:
-    """Return one group of a job's errors by its id, with the traceback of its example; None when it has none such."""
+    """Return one group of a job's errors by its id, with the traceback of its example; None if there is none."""
     parameters = {"job": number, "error": group, "cap": ITEM_CHARACTERS}
     times = item_view.with_iso_times("first_at", "last_at")
     return Query("job_error", parameters, lambda rows: _first(times(rows)))
@@ -219,22 +219,22 @@ def actions(number: int, *, before: int | None = None, limit: int = 100) -> Quer
 
 
 def callbacks(number: int) -> Query[list[dict[str, Any]]]:
-    """Describe the callbacks of a job, those of the latest end first."""
+    """Describe the callbacks of a job; those of its latest end come first."""
     return Query("job_callbacks", {"job": number, "limit": MAX_ROWS}, item_view.callbacks)
 
 
 def token(digest: bytes, kinds: Sequence[str]) -> Query[dict[str, Any] | None]:
-    """Describe the token of one of these kinds whose secret has this digest; None: it lets nobody in."""
+    """Describe the valid token of one of these kinds whose secret has this digest; None if there is none."""
     return Query("token", {"digest": digest, "kinds": list(kinds)}, lambda rows: _first(_tokens(rows)))
 
 
 def tokens(*, before: int | None = None, limit: int = 100, tenant: str | None = None) -> Query[Page]:
-    """Describe a page of the tokens that let somebody in, of a tenant (None: all), the latest first."""
+    """Describe a page of the valid tokens of a tenant (None: all), the latest first."""
     return _latest("tokens", _tokens, before, limit, tenant=tenant)
 
 
 def any_login() -> Query[bool]:
-    """Return whether there is a token by which somebody can log in."""
+    """Return whether there is a token for logging in."""
     return Query("any_login", {}, bool)
 
 
@@ -245,47 +245,49 @@ def workers(*, before: int | None = None, limit: int = 100, state: str | None = 
 
 
 def server() -> Query[dict[str, Any]]:
-    """Return the time of the database (`now`), the server process that answers (`pid`), and whether it refuses writes
+    """Return the database's time (`now`), the pid of the server process (`pid`), and whether it refuses writes
     (`read_only`).
     """
     return Query("server", {}, lambda rows: rows[0])
 
 
 def long_locks(seconds: float) -> Query[list[dict[str, Any]]]:
-    """Return the sessions that have locked others out of tables of ours for so many seconds: `pid`, `who` that is, how
-    many are `waiting` (0: they come again and again), and whether readers are kept from a `whole` table.
+    """Return the sessions that have blocked other sessions on our tables for `seconds`: `pid`; `who`, a text; how many
+    are `waiting` (0: they retry instead); and `whole`, whether readers of a whole table are blocked.
     """
     return Query("long_locks", {"seconds": seconds}, list)
 
 
 def queues() -> Query[list[dict[str, Any]]]:
-    """Return every queue of a known actor or an open job: name, actors, those that no worker has (`unserved`), and
-    items `pending`.
+    """Return every queue of a known actor or an open job: its name, its actors, its actors that no live worker has
+    (`unserved`), and items `pending`.
     """
     lists = ("actors", "unserved")
     return Query("queues", {}, lambda rows: [{**r, **{n: r[n] or [] for n in lists}} for r in rows])
 
 
 def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int], dict[str, Any]]]:
-    """Return how the last attempts of items, each (job, item), ended that did not simply succeed."""
+    """Return the last failures of items, as {(job, item): failure}; items without one are left out."""
     parameters = {"jobs": [job for job, _ in items], "items": [item for _, item in items], "cap": LIST_CHARACTERS}
     return Query("last_errors", parameters, lambda rows: {(row["job"], row["item"]): row for row in rows})
 
 
 def samples(number: int) -> Query[list[dict[str, Any]]]:
-    """Return how a job went, in SAMPLES points and two: each has `at`, `ended`, `failed`, and `rate` since the last."""
+    """Return the history of a job in `SAMPLES` + 2 points: each has `at`, `ended`, `failed`, and the `rate` since the
+    last.
+    """
     return Query("samples", {"job": number, "steps": SAMPLES}, item_view.points)
 
 
 def paces(numbers: Sequence[int]) -> Query[dict[int, list[float]]]:
-    """Return the latest rates of jobs, in items a second, PACES a job at most; those of which too little is known have
-    none.
-    """
+    """Return the latest rates of jobs, in items per second, at most `PACES` each; none for jobs with few samples."""
     return Query("paces", {"jobs": numbers, "most": PACES + 1}, item_view.paces)
 
 
 def lanes(number: int) -> Query[list[dict[str, Any]]]:
-    """Return lanes of a job, LANES at most: `lane`, items `in_flight` of `width`, and `waiting`, MAX_ROWS at most."""
+    """Return lanes of a job, at most `LANES`: `lane`, the items `in_flight`, its `width`, and the items `waiting`
+    (counted up to `MAX_ROWS`).
+    """
     parameters = {"job": number, "limit": LANES, "most": MAX_ROWS}
     return Query("lanes", parameters, list)
 
@@ -297,17 +299,17 @@ def verify(number: int | None = None) -> Query[dict[str, Any]]:
 
 
 def metric_items() -> Query[Rows]:
-    """Return items by actor and queue: the open ones by state, and counters that never fall of what ever ended."""
+    """Return counts of items by actor and queue: open items by state, and ended ones as counters that never fall."""
     return Query("metric_items", {}, lambda rows: rows)
 
 
 def metric_facts() -> Query[Mapping[str, Any]]:
-    """Return numbers of jobs and workers, and how many seconds what should not wait has waited; None: nothing."""
+    """Return counts of jobs and workers, and the seconds for which overdue work has waited; None: no such work."""
     return Query("metric_facts", {}, lambda rows: rows[0])
 
 
 def migrations() -> Query[dict[int, tuple[str, bool]]]:
-    """Return the migrations that the database has had, {number: (name, breaking)}, for `migrate.check_applied`."""
+    """Return the applied migrations, {number: (name, breaking)}, for `migrate.check_applied`."""
     return Query("applied_migrations", {}, lambda rows: {row["number"]: (row["name"], row["breaking"]) for row in rows})
 
 
@@ -320,12 +322,12 @@ def _latest(
 
 
 def _containing(text: str) -> str:
-    """The pattern of LIKE for what contains a text."""
+    """Return the LIKE pattern for texts that contain `text`."""
     return f"%{_SIGNS_OF_LIKE.sub(_ESCAPED, text)}%"
 
 
 def _moments(wanted: JobFilter) -> dict[str, Any]:
-    """The times of a filter: each is a time, or a span before the database's now."""
+    """Return the times of a filter as parameters: each is a time, or a span before the database's now."""
     found: dict[str, Any] = {}
     for name in ("created_after", "created_before", "ended_after"):
         moment = getattr(wanted, name)
@@ -335,7 +337,7 @@ def _moments(wanted: JobFilter) -> dict[str, Any]:
 
 
 def _page_of_jobs(rows: Rows, limit: int) -> Page:
-    """Return `limit` of the jobs that were found, one more at most, and where the next page begins."""
+    """Return at most `limit` of the found jobs, and the cursor of the next page or None."""
     found = staged_job_view.jobs(rows)
     return found[:limit], found[limit - 1]["id"] if len(found) > limit else rows[0]["looked_at"]
 

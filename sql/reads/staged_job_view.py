@@ -1,4 +1,4 @@
-"""Jobs as the API describes them, jobs of stages by their stages. No database here."""
+"""Describes jobs as the API does, jobs of stages by their stages. Accesses no database."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from callboard.sql.reads import job_view
 from callboard.sql.reads.job_view import Stored
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
 
-#: The progress of an open job of stages at most: its last stage may still get items.
+#: The largest progress of an open job of stages: its last stage may still get items.
 MAX_OPEN_PROGRESS = 0.999
-#: The fields of a stage beside its counts.
+#: The fields of a stage without its counts.
 STAGE_FIELDS = (
     "stage", "name", "actor", "state", "stopping", "reason", "sealed", "retries", "crashes", "progress", "step",
     "started_at", "finished_at", "on_failure",
@@ -20,7 +20,7 @@ Job = dict[str, Any]
 
 
 def jobs(rows: Sequence[Stored]) -> list[Job]:
-    """Describe jobs, each with its stages, by rows of a statement `jobs…`; a row without an id is of none."""
+    """Describe jobs, each with its stages, from rows of a statement `jobs…`; rows without an id are ignored."""
     stages = defaultdict(list)
     for row in rows:
         if row["within"]:
@@ -33,8 +33,8 @@ def jobs(rows: Sequence[Stored]) -> list[Job]:
 
 
 def ended(rows: Sequence[Stored], then: Stored) -> list[Job]:
-    """Describe the job that these rows are of, if any, as it was when it ended: `then` is its row of that time, with
-    those of its stages in `within`.
+    """Describe the job of these rows, if any, as it was when it ended: `then` is its row of that time, with the rows of
+    its stages in `within`.
     """
     known = {one["id"]: {**one, "within": True} for one in then.get("within") or ()}
     known[then["id"]] = {**then, "within": False}
@@ -42,8 +42,8 @@ def ended(rows: Sequence[Stored], then: Stored) -> list[Job]:
 
 
 def parent(row: Stored, rows: Sequence[Stored]) -> Job:
-    """Describe a job of stages: counts are sums over the stages; estimate and step are those of the current one. So
-    is the rate until the end; then it is that of the whole run.
+    """Describe a job of stages: counts are sums over the stages; estimate and step come from the current stage. So does
+    the rate, until the end; then it is the rate of the whole run.
     """
     ordered = sorted(rows, key=lambda one: int(one["stage"]))
     stages = [{**job_view.job(one), "on_failure": one["on_failure"]} for one in ordered]
@@ -82,7 +82,7 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
 
 
 def current_stage(stages: Sequence[Job]) -> Job:
-    """Return the first open stage, or else the last that began."""
+    """Return the first open stage, else the last that began, else the last."""
     still = [stage for stage in stages if stage["state"] not in JOB_FINAL]
     begun = [stage for stage in stages if stage["started_at"]]
     return still[0] if still else begun[-1] if begun else stages[-1]

@@ -1,3 +1,3 @@
-"""Statements that change rows, one function each, by topic; a caller passes the connection, and a transaction where
-several belong together.
+"""Statements that change rows, one function each, by topic. The caller passes the connection, and opens a transaction
+around several functions.
 """

@@ -1,6 +1,6 @@
 """Actions on a job: cancel, pause, resume, limit, delete; `retry` has a module of its own.
 
-Each is one transaction, with a line in the job's history; a repeated action changes nothing.
+Each is one transaction, with a line in the job's history, and idempotent.
 """
 
 import logging
@@ -29,14 +29,15 @@ from callboard.sql.writes.requests import (
 
 log = logging.getLogger("callboard.actions")
 
-#: Characters of a reason at most.
+#: The most characters of a reason.
 MAX_REASON_CHARACTERS = 500
 
 
 def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) -> None:
-    """Start nothing more of a job; it is `cancelled` once its last running item has ended.
+    """Cancel a job: no more items start, and it is `cancelled` once its last running item has ended.
 
-    Raises NoSuchJob, NotPossible when it ended otherwise, and ValueError for a `reason` of more than 500 characters.
+    Raises NoSuchJob, NotPossible when it ended in another way, and ValueError for a `reason` of more than 500
+    characters.
     """
     check_text("reason", reason, MAX_REASON_CHARACTERS)
     with action_transaction(conn):
@@ -45,25 +46,25 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         else:
             check(conn, job, by, "cancel")
-        # Here, while its row is locked: a publisher may lock it next, a job that is locked is passed by, and with no
-        # worker nobody looks again.
+        # Here, while its row is locked: otherwise a publisher might lock it next, `try_close_stopped` skips locked
+        # jobs, and without a worker no process would try again.
         for one in (job, *(stage.id for stage in found)):
             jobs.try_close_stopped(conn, JobPage(one - 1, one))
     stages.update_parents(conn)
 
 
 def pause(conn: Conn, job: int, by: Requester) -> None:
-    """Start nothing more of a job until it is resumed. Raises NoSuchJob, and NotPossible when it is over."""
+    """Pause a job: no more items start until it is resumed. Raises NoSuchJob, and NotPossible when it is over."""
     _switch(conn, job, by, "pause", jobs.pause_job)
 
 
 def resume(conn: Conn, job: int, by: Requester) -> None:
-    """Let a paused job go on. Raises NoSuchJob, and NotPossible when it is over."""
+    """Resume a paused job. Raises NoSuchJob, and NotPossible when it is over."""
     _switch(conn, job, by, "resume", jobs.resume_job)
 
 
 def _switch(conn: Conn, job: int, by: Requester, action: str, change: Callable[[Conn, int], bool]) -> None:
-    """Change a job and its stages; note it when the job was not so already; refuse when it is over."""
+    """Change a job and its stages, and record the action if the job changed. Raises NotPossible when it is over."""
     with action_transaction(conn):
         found = _lock_stages(conn, job, by)
         if change(conn, job):
@@ -75,10 +76,10 @@ def _switch(conn: Conn, job: int, by: Requester, action: str, change: Callable[[
 
 
 def seal(conn: Conn, job: int, by: Requester) -> None:
-    """Take no more items from outside: the job completes with those that it has. It may be open for more, or a
-    submission that broke off.
+    """Seal a job: it takes no more items from outside, and completes with those that it has. It may be open for more
+    items, or its submission may have broken off.
 
-    Raises NoSuchJob, and NotPossible for a job that was stopped, is being submitted, or is not sealed by hand.
+    Raises NoSuchJob, and NotPossible for a job that was stopped, is being submitted, or is sealed by Callboard itself.
     """
     with action_transaction(conn):
         status = job_status(conn, job, by)
@@ -96,16 +97,16 @@ def seal(conn: Conn, job: int, by: Requester) -> None:
 
 
 def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> None:
-    """Change limits of a job (see `Limits`): None takes a limit away, a limit that is not named stays.
+    """Change limits of a job (see `Limits`): None removes a limit; limits that are not named stay.
 
-    The limits of a job that is over hold when it is opened again. Those of a job with stages hold for each of its
-    stages, and limits that were set for one stage stay; a stage is kept as long as its parent. Raises NoSuchJob, and
-    ValueError for limits that make no sense.
+    The limits of an ended job apply when it is reopened. The limits of a job with stages apply to each of its stages,
+    and limits that were set for one stage stay. A stage is kept as long as its parent. Raises NoSuchJob, and ValueError
+    for invalid limits.
     """
     Limits.check_names(changes)
     given = Limits.from_json(changes)
     with action_transaction(conn):
-        meant = at_database_time(conn, given).as_json()  # the same now for all stages
+        meant = at_database_time(conn, given).as_json()  # the same time for all stages
         changes = {name: meant.get(name) for name in changes}
         status = job_status(conn, job, by)
         if status.parent is not None and "keep" in changes:
@@ -121,35 +122,35 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
 
 
 def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, has_stages: bool) -> bool:
-    """Whether that changed anything. Of a job with stages only `keep` goes into a column: the others hold for its
-    stages.
+    """Change the limits of one job; return whether that changed anything. For a job with stages only `keep` is written
+    to its column: the other limits apply to its stages.
     """
     known = fetch_value(conn, "job_limits", job=job)
-    if known is None:  # it was deleted a moment ago
+    if known is None:  # it was deleted meanwhile
         raise NoSuchJob(f"there is no job {job}")
     limits = Limits.from_json({**known, **changes})
-    words = limits.as_json()
+    wanted = limits.as_json()
     columns = (Limits(keep=limits.keep) if has_stages else limits).columns()
-    if words != known:
-        execute(conn, "limit_job", job=job, limits=Jsonb(words), **columns)
+    if wanted != known:
+        execute(conn, "limit_job", job=job, limits=Jsonb(wanted), **columns)
         execute(conn, "keep_hold", job=job)
-    return bool(words != known)
+    return bool(wanted != known)
 
 
 def delete(conn: Conn, job: int, by: Requester) -> None:
-    """Delete a finished job: nobody sees it from now on, and the sweep or `retention.delete_rows` deletes its rows.
+    """Delete a finished job: it is hidden at once, and the sweep or `retention.delete_rows` deletes its rows.
 
-    Its history goes with it, so the log says who deleted it. Raises NoSuchJob, and NotPossible while it is open.
+    Its history is deleted, too, so the log records who deleted it. Raises NoSuchJob, and NotPossible while it is open.
     """
     with action_transaction(conn):
         check(conn, job, by, "delete")
         if not retention.mark_deleted(conn, [job]):
-            refuse(job, job_status(conn, job, by), WHY["delete"])  # it was opened, or deleted, a moment ago
+            refuse(job, job_status(conn, job, by), WHY["delete"])  # it was reopened, or deleted, meanwhile
     log.info("job %d is deleted by %r, %s", job, by.who or "somebody", by.via)
 
 
 def _lock_stages(conn: Conn, job: int, by: Requester) -> list[StageRow]:
-    """Lock a job that has stages; return these. Raises NoSuchJob, and NotPossible for a job that is a stage itself."""
+    """Lock a job that has stages; return the stages. Raises NoSuchJob, and NotPossible for a stage."""
     status = job_status(conn, job, by)
     refuse_stage(job, status)
     if not status.has_stages:

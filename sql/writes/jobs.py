@@ -18,13 +18,13 @@ def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, bool]:
 
 
 def job_facts(conn: Conn, job: int) -> JobFacts:
-    """Return what an app gave with a job; nothing for a deleted job."""
+    """Return the app's data of a job; empty data for a deleted job."""
     return fetch_one(conn, JobFacts, "job_facts", job=job) or JobFacts("", None, "{}")
 
 
 def write_each(write: Callable[[list[int]], list[int]], ids: Iterable[int]) -> list[int]:
-    """Run a statement that writes these jobs and returns those that it passed by; return these. If one of them can't be
-    written, as a trigger of the user's may cause, write each alone, and return also those that can't.
+    """Run a statement that writes these jobs and returns those that it skipped; return these. If a job can't be
+    written, for example because of a user's trigger, write each job alone, and also return those that can't be written.
     """
     ids = list(ids)
     try:
@@ -34,29 +34,29 @@ def write_each(write: Callable[[list[int]], list[int]], ids: Iterable[int]) -> l
 
 
 def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:
-    """Set the counters of locked jobs by a count of their items."""
+    """Recount the counters of locked jobs from their items."""
     execute(conn, "recount_jobs", jobs=list(jobs))
 
 
 def pause_job(conn: Conn, job: int) -> bool:
-    """Start nothing more of a job until it is resumed; return False when it is paused, stopped or over already."""
+    """Pause a job: no more items start until it is resumed. Return False when it is paused, stopped or over."""
     return gives_row(conn, "pause_job", job=job)
 
 
 def resume_job(conn: Conn, job: int) -> bool:
-    """Let a paused job go on; return False when it is not paused, or stopped."""
+    """Resume a paused job; return False when it is not paused, or stopped."""
     return gives_row(conn, "resume_job", job=job)
 
 
 def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
-    """Start nothing more of a job, which gets this state once its last running item has ended; return False when it
-    is stopped or over already.
+    """Stop a job: no more items start, and it gets this state once its last running item has ended. Returns False when
+    it is already stopped or over.
     """
     return gives_row(conn, "stop_job", job=job, state=state, reason=reason)
 
 
 def stop_overdue_jobs(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
-    """Stop the jobs whose deadline passed; return their ids. Without `writes`, only find them: so do these below."""
+    """Stop the jobs whose deadline passed; return their ids. Without `writes` this, and those below, only find them."""
     return fetch_ids(conn, "stop_overdue_jobs", writes=writes, **page._asdict())
 
 
@@ -67,31 +67,31 @@ def stop_jobs_without_actor(conn: Conn, page: JobPage = ALL_JOBS, *, writes: boo
 
 
 def stop_jobs_of_queue(conn: Conn, queue: str) -> list[JobControl]:
-    """Stop the jobs that have messages in a queue or are to publish some; return their control states."""
+    """Stop the jobs that have messages in a queue, or messages to publish to it; return their control states."""
     return fetch(conn, JobControl, "stop_jobs_of_queue", queue=queue)
 
 
 def queue_has_open_items(conn: Conn, queue: str) -> bool:
-    """Return whether an item of a queue did not end, and its job goes on."""
+    """Return whether a queue has items that have not ended, in jobs that go on."""
     return bool(fetch_value(conn, "queue_has_open_items", queue=queue))
 
 
 def close_stopped(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
-    """Close the jobs that are being stopped and run no item any more; return their ids.
+    """Close the jobs that are being stopped and have no running item; return their ids.
 
     Raises LockNotAvailable when another transaction has locked one of their turns for `LOCK_WAIT_SECONDS`, and
-    DATA_ERRORS when a trigger of the user's refuses one: then none is closed.
+    DATA_ERRORS when a user's trigger refuses one; then no job is closed.
     """
     return fetch_ids(conn, "close_stopped", writes=writes, **page._asdict())
 
 
 def try_close_stopped(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
-    """As `close_stopped`, but return nothing if that raises one of these: the sweep closes the others, and says why."""
-    with suppress(LockNotAvailable, *DATA_ERRORS), transaction(conn):  # a savepoint in that of an action, which goes on
+    """Like `close_stopped`, but return an empty list if that raises one of these errors: the sweep logs them."""
+    with suppress(LockNotAvailable, *DATA_ERRORS), transaction(conn):  # in an action, a savepoint: the action goes on
         return close_stopped(conn, page)
     return []
 
 
 def close_jobs(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
-    """Close sealed jobs whose items are all final, should `record` have missed them; return their ids."""
+    """Close sealed jobs whose items are all final, if `record` missed them; return their ids."""
     return fetch_ids(conn, "close_jobs", writes=writes, **page._asdict())

@@ -1,7 +1,7 @@
-"""Lanes: a lane is the items of a job with the same value of one argument, of which only so many may be in flight.
+"""Lanes: the items of a job with the same value of one argument are a lane, and only a limited number may be in flight.
 
-All of such a job is published from the outbox, by the publisher that holds its claim: each function here but `hold` is
-called by it alone.
+All items of such a job are published from the outbox, by the publisher that holds its claim. Only that publisher calls
+the functions here, except `hold`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,14 @@ class ClaimTakenOver(RuntimeError):
 
 
 def renew_claim(conn: Conn, claim: PublishClaim) -> None:
-    """Renew the claim, in a transaction that only its holder may do. Raises ClaimTakenOver, which rolls that back."""
+    """Renew the claim, in a transaction that only its holder may commit. Raises ClaimTakenOver, which rolls it back."""
     if not gives_row(conn, "renew_claim", job=claim.job, token=claim.token):
         raise ClaimTakenOver(f"job {claim.job}")
 
 
 def move_to_outbox(conn: Conn, claim: PublishClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]) -> int:
-    """Put the bulk items from `start` to before `stop`, (item, lane), into the outbox; return how many were added.
+    """Put the bulk items `lanes`, each (item, lane), from `start` to before `stop`, into the outbox; return how many
+    were added.
 
     Raises ClaimTakenOver.
     """
@@ -40,7 +41,7 @@ def move_to_outbox(conn: Conn, claim: PublishClaim, start: int, stop: int, lanes
 
 
 def messages_without_lane(conn: Conn, claim: PublishClaim, limit: int) -> list[tuple[int, bytes]]:
-    """Return messages that wait for the job's turn and whose lane is not known yet: (outbox id, args)."""
+    """Return messages that wait for the job's turn and have no lane yet: (outbox id, args)."""
     return execute(conn, "messages_without_lane", job=claim.job, limit=limit, bytes=BATCH_BYTES).fetchall()
 
 
@@ -52,7 +53,7 @@ def set_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]])
 
 
 def items_in_flight(conn: Conn, claim: PublishClaim, after: int) -> list[tuple[int, bytes]]:
-    """Return the next items in flight of the job's lanes, behind item `after`: (item, args). None follows the last."""
+    """Return the next items in flight of the job's lanes, after item `after`: (item, args); empty at the end."""
     return execute(conn, "items_in_flight", job=claim.job, after=after, bytes=BATCH_BYTES).fetchall()
 
 
@@ -62,7 +63,7 @@ def count_in_flight(conn: Conn, claim: PublishClaim) -> int:
 
 
 def change_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]]) -> None:
-    """Apply `lane_by`: set the lanes of items in flight, (item, lane), and clear those of messages.
+    """Apply a new `lane_by`: set the lanes of items in flight, (item, lane), and clear the lanes of messages.
 
     Raises ClaimTakenOver.
     """
@@ -73,7 +74,7 @@ def change_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str
 
 
 def claim_lanes(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
-    """Remove ended items from their lanes, and claim messages of lanes that have room. Raises ClaimTakenOver."""
+    """Remove ended items from their lanes, and claim messages of lanes with room. Raises ClaimTakenOver."""
     with transaction(conn):
         renew_claim(conn, claim)
         execute(conn, "free_lanes", job=claim.job)
@@ -84,8 +85,8 @@ def claim_lanes(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
 
 
 def hold(conn: Conn, job: int, item: int, lanes: Mapping[str, str], seconds: float, reason: str) -> list[JobControl]:
-    """Publish nothing of an item's lane, or of its job if that has none, for some seconds from now; return what workers
-    must know of the job now, none if it is over. `lanes`: the lane that the item is in, by each of its arguments.
+    """Hold back an item's lane, or its job if that has no lanes, for `seconds` from now. Returns the job's control
+    state for workers, an empty list if the job is over. `lanes`: {argument: the item's lane by it}.
 
     Raises psycopg.errors.LockNotAvailable.
     """

@@ -1,4 +1,4 @@
-"""Outcomes of attempts, and reports on attempts that run: the statements of the journal."""
+"""Outcomes of attempts, and reports of running attempts: the statements of the journal."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,10 +10,11 @@ from callboard.sql.writes.jobs import write_each
 
 
 def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
-    """Record how attempts ended, at most one event for each item; return what workers must know of the jobs.
+    """Record the outcomes of attempts, at most one per item; return the control states of their jobs.
 
-    `now` is the monotonic time that `Event.ended` is compared with. A stale or repeated event changes nothing. Raises
-    psycopg.errors.LockNotAvailable when another transaction holds one of the rows for `LOCK_WAIT_SECONDS`.
+    `now` is the current monotonic time, with which `Event.ended` is compared. A stale or repeated event changes
+    nothing. Raises psycopg.errors.LockNotAvailable when another transaction has locked one of the rows for
+    `LOCK_WAIT_SECONDS`.
     """
     ordered = sorted(events, key=lambda e: (e.job, e.item))
     children = [(e, child) for e in ordered for child in e.children]
@@ -28,24 +29,24 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
 
 
 def locked_jobs(conn: Conn, items: Iterable[tuple[int, int]]) -> set[int]:
-    """Return the jobs of which another transaction has locked the row or one of these items, (job, item)."""
+    """Return the jobs whose row, or one of these items (job, item), another transaction has locked."""
     return set(fetch_ids(conn, "locked_jobs", **lists("job item", sorted(set(items)))))
 
 
 def longest_lock(conn: Conn) -> str:
-    """Describe the session with the oldest transaction that has locks of jobs or items."""
+    """Describe the session with the oldest transaction that holds locks of jobs or items."""
     return fetch_value(conn, "longest_lock") or "a session that has ended meanwhile"
 
 
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> set[tuple[int, int]]:
-    """Insert the rows in `running` of items that have run for a while, or update what they do and where they hang.
-    Return (job, item) of each, but for those that another transaction has locked.
+    """Insert or update the rows in `running` of items that have run for a while: their step, their progress, and where
+    they hang. Returns (job, item) of each, without those that another transaction has locked.
     """
     return set(execute(conn, "report_running", worker=worker, **parameters(Running, running)))
 
 
 def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> set[int]:
-    """Record that items of these jobs started, with the step that they last reported (None: no step); return the open
-    jobs of which it was not, since another transaction has locked them, or a trigger of the user's keeps them from it.
+    """Record that items of these jobs started, with the last reported step (None: no step). Returns the open jobs that
+    were skipped, because another transaction has locked them, or a user's trigger refuses the update.
     """
     return set(write_each(lambda jobs: fetch_ids(conn, "touch_jobs", job=jobs, step=[steps[j] for j in jobs]), steps))

@@ -1,4 +1,4 @@
-"""Claims of what is published next: bulk items by the watermark of their job, all others by the outbox."""
+"""Claims of the items to publish next: bulk items by the watermark of their job, all other messages by the outbox."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,28 +7,30 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import DueQueue, Outgoing, PublishClaim
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, lists
 
-#: Bytes of messages that are read at a time: the arguments of one may have a mebibyte.
+#: Bytes of messages that are read at a time: the arguments of one message may have a mebibyte.
 BATCH_BYTES = 8 * 1_048_576
 
 
 def due_queues(conn: Conn, full: Sequence[str] = (), passed: Sequence[int] = ()) -> list[DueQueue]:
-    """Return the queues that are not `full` and for which something is to be published; of the jobs in `passed` only
-    dead letters.
-    """
+    """Return the queues with something to publish, without `full` ones; of the jobs in `passed` only dead letters."""
     return fetch(conn, DueQueue, "due_queues", full=list(full), passed=list(passed))
 
 
 def claim_job(
     conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
 ) -> PublishClaim | None:
-    """Claim the next job that has messages for its turn, none in `passed` or of a `full` queue; or a given `job`."""
+    """Claim the next job in turn that has something to publish, but none in `passed` or with a `full` queue; or claim
+    the given `job`.
+    """
     if job is not None:
         return fetch_one(conn, PublishClaim, "claim_given_job", full=list(full), job=job)
     return fetch_one(conn, PublishClaim, "claim_job", full=list(full), passed=list(passed))
 
 
 def due_jobs(conn: Conn, full: Sequence[str] = (), passed: Sequence[int] = ()) -> list[int]:
-    """Return the first jobs of which `claim_job` may claim one: it can't when a trigger of the user's refuses that."""
+    """Return the first jobs among which `claim_job` chooses. Used to claim them one by one after a user's trigger
+    refused `claim_job`.
+    """
     return fetch_ids(conn, "due_jobs", full=list(full), passed=list(passed))
 
 
@@ -41,8 +43,8 @@ def claim_in_turn(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]
 
 
 def bulk_items(conn: Conn, claim: PublishClaim, start: int, end: int) -> tuple[list[Outgoing], int]:
-    """Return the messages of a claimed job's bulk items from `start`, and the item before which they end: `end`, or an
-    earlier one where they have `BATCH_BYTES`.
+    """Return the messages of a claimed job's bulk items from `start`, and the item after the last: `end`, or an earlier
+    one if they reach `BATCH_BYTES`.
     """
     rows = execute(conn, "bulk_items", job=claim.job, start=start, end=end, bytes=BATCH_BYTES)
     found = [
@@ -61,7 +63,8 @@ def advance_watermark(
     unserved: bool = False, pause: float = 0.0,
 ) -> bool:  # fmt: skip
     """Move the watermark; return False when the claim was taken over, or the job was paused or stopped. `keep` renews
-    the claim, else it is released; an `unserved` job gets its turn back, and comes again after `pause` seconds.
+    the claim; otherwise it is released. An `unserved` job gets its turn back, and its next turn comes after `pause`
+    seconds.
     """
     goes_on = fetch_value(
         conn, "advance_watermark", job=claim.job, token=claim.token, watermark=watermark, published=published,
@@ -72,15 +75,15 @@ def advance_watermark(
 
 
 def claim_outbox(conn: Conn, limit: int, rooms: Mapping[str, int], passed: Sequence[int] = ()) -> list[Outgoing]:
-    """Claim outbox messages that are due, `limit` at most, and of a queue about as many as its room; of a queue without
-    any, and of the jobs in `passed`, only dead letters.
+    """Claim due outbox messages, at most `limit`, and for each queue about as many as it has room for. For other
+    queues, and for the jobs in `passed`, claim only dead letters.
     """
     queues = lists("queue room", rooms.items())
     return fetch(conn, Outgoing, "claim_outbox", limit=limit, bytes=BATCH_BYTES, passed=list(passed), **queues)
 
 
 def renew_outbox(conn: Conn, batch: Sequence[Outgoing]) -> None:
-    """Renew the claims of outbox messages, except those that have expired."""
+    """Renew the claims of outbox messages that have not expired."""
     execute(conn, "renew_outbox", **_rows_of(batch))
 
 

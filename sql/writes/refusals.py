@@ -1,9 +1,9 @@
-"""When an action on a job makes no sense: the actions ask this, and so does a caller that only tries one."""
+"""Checks whether an action on a job is possible, for the actions themselves, and for callers that only check."""
 
 from callboard.sql.pool import Conn
 from callboard.sql.writes.requests import JobStatus, NotPossible, Requester, job_status, refuse
 
-#: Why an action does nothing to a job in its state.
+#: Why an action is not possible in the job's state.
 WHY = {
     "cancel": "there is nothing left to cancel",
     "pause": "there is nothing left to pause",
@@ -32,11 +32,11 @@ def check(conn: Conn, job: int, by: Requester, action: str, *, some_items: bool 
 
 
 def refuse_stage(job: int, status: JobStatus) -> None:
-    """Raise NotPossible for a stage: what its parent does holds for it."""
+    """Raise NotPossible for a stage: the action must be applied to its parent."""
     if status.parent is not None:
         raise NotPossible(f"job {job} is a stage of job {status.parent}: apply this to job {status.parent}")
 
 
 def refuse_items_of_stages(job: int) -> None:
-    """Raise NotPossible for numbers of items of a job with stages."""
+    """Raise NotPossible for item numbers of a job with stages."""
     raise NotPossible(f"job {job} has stages, and each has its own items: retry them in the stage's job")

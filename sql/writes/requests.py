@@ -1,4 +1,4 @@
-"""The means of every action on a job: its requester, the status of the job, a refusal, a line in the history."""
+"""The common parts of actions on a job: the requester, the job's status, a refusal, a line in the history."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from callboard.sql.statements import execute, fetch_one, fetch_value
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes.outcomes import longest_lock
 
-#: The most bytes of a job's metadata: each list of jobs and each event shows it.
+#: The most bytes of a job's metadata: each list of jobs and each event contains it.
 METADATA_LIMIT_BYTES = 262_144
 #: NUL as JSON writes it.
 NUL_PATTERN = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -32,39 +32,39 @@ class NoSuchJob(LookupError):
 
 
 class NotPossible(RuntimeError):
-    """The job is not in a state in which this can be done to it; the message says what it is, and what to do."""
+    """The job's state does not allow the action; the text says which state it is in, and what to do."""
 
 
 class RowLocked(NotPossible):
-    """Another transaction holds a row of the job; the same action may be possible when that has ended."""
+    """Another transaction has locked a row of the job; the action may be possible when that has ended."""
 
 
 @contextmanager
 def action_transaction(conn: Conn) -> Iterator[None]:
     """Run a block as an action on jobs: in a transaction, or in a savepoint of the open one.
 
-    Raises RowLocked when another transaction holds a row of them for `ACTION_LOCK_WAIT_SECONDS`, and NotPossible when a
-    function of the user's refuses it, as a trigger on one of our tables may.
+    Raises RowLocked when another transaction has locked one of their rows for `ACTION_LOCK_WAIT_SECONDS`, and
+    NotPossible when a user's function refuses the write, for example in a trigger on one of our tables.
     """
     try:
         with transaction(conn, timings.ACTION_LOCK_WAIT_SECONDS):
             yield
     except LockNotAvailable as error:
         if isinstance(error, UserFunctionWaits) or conn.info.transaction_status != TransactionStatus.IDLE:
-            raise  # the outer action says it
+            raise  # the outer action reports it
         holder = longest_lock(conn)
         raise RowLocked(f"a row of the job is locked, perhaps by {holder}: try again when that has ended") from None
     except psycopg.Error as error:
-        said = refusal(error)
-        if said is None:
+        text = refusal(error)
+        if text is None:
             raise
-        raise NotPossible(said) from error
+        raise NotPossible(text) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """The author of an action: `via` is cli, http, python or worker; `who` is a name, or empty; `tenant` is the only
-    tenant whose jobs it may concern (None: any); `address` is that of an HTTP client.
+    """The author of an action. `via`: cli, http, python or worker; `who`: a name, or empty; `tenant`: the only tenant
+    whose jobs the action may affect (None: any); `address`: the address of an HTTP client.
     """
 
     via: str
@@ -75,7 +75,7 @@ class Requester:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """How a job stands: its state, its items that ended without success, and its place among stages."""
+    """The status of a job: its state, its items that ended without success, and its relation to stages."""
 
     state: str
     stopping: bool
@@ -92,12 +92,12 @@ class JobStatus:
 
     @property
     def ends(self) -> bool:
-        """Whether it is over, or will be without being asked again."""
+        """Whether it is over, or is being stopped."""
         return self.over or self.stopping
 
 
 def job_status(conn: Conn, job: int, by: Requester) -> JobStatus:
-    """Read how a job stands. Raises NoSuchJob, also for a job that is not of the requester's tenant."""
+    """Read the status of a job. Raises NoSuchJob, also for a job of another tenant than the requester's."""
     status = fetch_one(conn, JobStatus, "job_status", job=job, tenant=by.tenant)
     if status is None:
         raise NoSuchJob(f"there is no job {job}")
@@ -105,19 +105,19 @@ def job_status(conn: Conn, job: int, by: Requester) -> JobStatus:
 
 
 def refuse(job: int, status: JobStatus, why: str) -> NoReturn:
-    """Raise NotPossible, with the state that the job is in."""
+    """Raise NotPossible, with the job's state in the text."""
     state = "being stopped" if status.stopping else status.state
     raise NotPossible(f"job {job} is {state}: {why}")
 
 
 def note_action(conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None) -> None:
-    """Add to a job's history who did what, in the transaction that does it."""
+    """Add an action to a job's history, in the transaction of the action."""
     noted = Jsonb(dict(detail or {}))
     execute(conn, "note_action", job=job, action=action, who=by.who, via=by.via, address=by.address, detail=noted)
 
 
 def check_text(name: str, given: object, most: int) -> None:
-    """Raise ValueError for anything but None or a text that a row can hold, of at most `most` characters."""
+    """Raise ValueError for anything but None or a text that a row can store, of at most `most` characters."""
     if given is None:
         return
     if not isinstance(given, str) or len(given) > most:
@@ -129,7 +129,7 @@ def check_text(name: str, given: object, most: int) -> None:
 
 
 def check_name(name: str, given: object, most: int) -> None:
-    """As `check_text`; a text must not be blank either."""
+    """Like `check_text`; a text must not be blank, either."""
     check_text(name, given, most)
     if isinstance(given, str) and not given.strip():
         raise ValueError(f"{name} must not be empty: leave it out, or give a text")
@@ -138,27 +138,27 @@ def check_name(name: str, given: object, most: int) -> None:
 def check_flag(name: str, given: object) -> None:
     """Raise ValueError for anything but True and False: a text like "false" would count as True."""
     if not isinstance(given, bool):
-        raise ValueError(f"{name} must be True or False, not {given!r:.100}")  # noqa: TRY004 — as all nonsense
+        raise ValueError(f"{name} must be True or False, not {given!r:.100}")  # noqa: TRY004 — as for all invalid values
 
 
 def listed(name: str, given: object) -> tuple[Any, ...] | None:
-    """Return the values of an option that takes several; None for None. Raises ValueError for what is no list."""
+    """Return the values of an option that takes several; None for None. Raises ValueError for anything but a list."""
     if given is None:
         return None
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"{name} must be a list, not {given!r:.100}")  # noqa: TRY004 — as all that is wrong with it
+        raise ValueError(f"{name} must be a list, not {given!r:.100}")  # noqa: TRY004 — as for all invalid values
     return tuple(given)
 
 
 def at_database_time(conn: Conn, limits: Limits) -> Limits:
-    """Return limits whose spans count from the database's now. Raises ValueError."""
+    """Return limits with spans replaced by times, counted from the database's time. Raises ValueError."""
     if not limits.has_spans:
         return limits
     return limits.counted_from(fetch_value(conn, "database_time"))
 
 
 def json_object(name: str, given: object) -> Jsonb:
-    """Return a dict as the database takes it. Raises ValueError for anything else, and for what its JSON can't hold."""
+    """Return a dict as a parameter for the database. Raises ValueError for anything that a row can't store as JSON."""
     try:
         text = json.dumps(given, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

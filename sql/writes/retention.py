@@ -1,7 +1,7 @@
-"""Deletion of finished jobs: a job is marked, which hides it, and then its rows are deleted, a chunk in a transaction.
+"""Deletion of finished jobs: a job is marked, which hides it; then its rows are deleted, one chunk per transaction.
 
-Nobody reads the rows of a deleted job, and no others are locked, so nothing is blocked. A process that deletes rows may
-be killed, and others may do the same at the same time: the next one goes on.
+No process reads the rows of a deleted job, and no other rows are locked, so nothing is blocked. A process that deletes
+rows may be killed, and several may do it at the same time: the next one goes on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,35 +16,35 @@ from callboard.sql.statements import execute, fetch_ids, fetch_value
 from callboard.sql.writes.jobs import write_each
 from callboard.sql.writes.outcomes import longest_lock
 
-#: Seconds until a job that could not be deleted is tried again; and one that was locked.
+#: Seconds until a job that could not be deleted is tried again, and seconds for a job that was locked.
 SET_ASIDE_SECONDS, LOCKED_PAUSE_SECONDS = 3600.0, 60.0
 #: Items deleted in one transaction.
 CHUNK_ITEMS = 10_000
-#: Jobs marked, and workers forgotten, by one statement.
+#: The most jobs that one statement marks, and workers that one statement deletes.
 BATCH_ROWS = 1_000
-#: Totals that are merged by one statement, of jobs that have ended meanwhile.
+#: The most rows of `totals` that one statement merges.
 MERGED_ROWS = 50_000
-#: Seconds for which workers read that a job is deleted: messages of it may still lie in RabbitMQ.
+#: Seconds for which workers can read that a job is deleted, because RabbitMQ may still have messages of it.
 TOMBSTONE_SECONDS = 366 * 86_400.0
 
 
 def mark_deleted(conn: Conn, jobs: Iterable[int]) -> list[int]:
-    """Mark finished jobs, with their stages, as deleted; return the ids of those that were not, and were over."""
+    """Mark finished jobs, with their stages, as deleted; return the ids of those that this call has marked."""
     return fetch_ids(conn, "mark_deleted", jobs=list(jobs))
 
 
 def mark_expired(conn: Conn, keep: float | None) -> list[int]:
-    """Mark finished jobs whose time is over as deleted, `BATCH_ROWS` at most; return their ids. `keep`: seconds that
-    jobs without a limit of their own are kept (None: for ever).
+    """Mark expired finished jobs as deleted, at most `BATCH_ROWS`; return their ids. `keep`: seconds for which jobs
+    without their own `keep` are kept (None: for ever).
 
-    Raises UserFunctionWaits or DATA_ERRORS when there are only jobs that a trigger of the user's keeps from it.
+    Raises UserFunctionWaits or DATA_ERRORS when a user's trigger refuses all of them.
     """
     with transaction(conn):
         due = fetch_ids(conn, "expired_jobs", keep=keep, limit=BATCH_ROWS)
         marked = list[int]()
 
         def mark(jobs: list[int]) -> list[int]:
-            with transaction(conn):  # a savepoint: the others stay locked
+            with transaction(conn):  # a savepoint, so that the other jobs stay locked
                 marked.extend(mark_deleted(conn, jobs))
             return []
 
@@ -55,7 +55,7 @@ def mark_expired(conn: Conn, keep: float | None) -> list[int]:
 
 
 def deleted_jobs(conn: Conn, *, aside: bool = False) -> list[int]:
-    """Return the ids of deleted jobs that have rows yet; `aside`: also of those set aside lately."""
+    """Return the ids of deleted jobs that still have rows; `aside`: including those that were set aside."""
     return fetch_ids(conn, "deleted_jobs", aside=aside)
 
 
@@ -65,14 +65,13 @@ def with_stages(conn: Conn, jobs: Sequence[int]) -> dict[int, bool]:
 
 
 def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterator[int]:
-    """Delete the rows of a deleted job, in transactions of its own; yield the number of items after each.
+    """Delete the rows of a deleted job, in several transactions; yield the number of deleted items after each.
 
-    A job that can't be deleted, since a row of a table of the user's refers to it, say, or a trigger keeps rows of it,
-    is set aside, with the reason; it is tried again an hour later. When another transaction has locked a row of it, or
-    one that refers to it, for longer than `lock_wait` seconds (None: `LOCK_WAIT_SECONDS`), it is set aside for a
-    minute.
+    A job that can't be deleted is set aside for an hour, with the reason: for example, a row of a user's table refers
+    to it, or a trigger prevents the deletion. If another transaction has locked a row of it, or a row that refers to
+    it, for more than `lock_wait` seconds (None: `LOCK_WAIT_SECONDS`), it is set aside for a minute.
 
-    Raises TimeoutError, with the reason, if its own row is locked: then it can't even be set aside.
+    Raises TimeoutError, with the reason, if its own row is locked: then it can't be set aside, either.
     """
     if lock_wait is None:
         lock_wait = timings.LOCK_WAIT_SECONDS
@@ -84,7 +83,7 @@ def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterato
                     count = _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total), lock_wait)
                 else:
                     count = _rest(conn, job, lock_wait)
-            except psycopg.Error as error:  # of a row that refers to it, a trigger of the user's, or a lock
+            except psycopg.Error as error:  # a row refers to it, a user's trigger refuses, or a row is locked
                 if not isinstance(error, (LockNotAvailable, *DATA_ERRORS)):
                     raise
                 _set_aside(conn, job, error, lock_wait)
@@ -95,13 +94,13 @@ def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterato
 
 
 def jobs_set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
-    """Return those of these deleted jobs that could not be deleted, each with the reason."""
+    """Return {id: reason} of those of these deleted jobs that are set aside."""
     return dict(execute(conn, "jobs_set_aside", jobs=list(jobs)).fetchall())
 
 
 def delete_old_rows(conn: Conn, keep: float | None) -> None:
-    """Delete workers that ended `keep` seconds ago (None: none), what is known of jobs deleted a year ago, and tokens
-    that let nobody in any more; merge the totals of jobs that are over.
+    """Delete workers that ended `keep` seconds ago (None: none), tombstones of jobs deleted a year ago, and invalid
+    tokens; merge the totals of ended jobs.
     """
     execute(conn, "delete_old_workers", keep=keep, limit=BATCH_ROWS)
     execute(conn, "delete_old_tombstones", after=TOMBSTONE_SECONDS)
@@ -120,7 +119,7 @@ def _chunk(conn: Conn, job: int, low: int, high: int, lock_wait: float) -> int:
 
 
 def _rest(conn: Conn, job: int, lock_wait: float) -> int:
-    """Delete the job's own rows, unless it got children meanwhile."""
+    """Delete the job's own rows, unless it got more items meanwhile."""
     with transaction(conn, lock_wait):
         cleared = fetch_value(conn, "lock_deleted_job", job=job)
         if cleared and not execute(conn, "delete_job_rows", job=job).rowcount:
@@ -129,12 +128,12 @@ def _rest(conn: Conn, job: int, lock_wait: float) -> int:
 
 
 def _kept(table: str) -> UserFunctionFailed:
-    """The error of a deletion that leaves rows which are there: PostgreSQL reports none."""
+    """Return the error of a deletion that left rows: PostgreSQL reports none."""
     return UserFunctionFailed(f"a trigger keeps rows of callboard.{table}, as one that returns NULL or NEW does")
 
 
 def _set_aside(conn: Conn, job: int, error: psycopg.Error, lock_wait: float) -> None:
-    """Have a job that can't be deleted tried again later. Raises LockNotAvailable if its own row is locked."""
+    """Set a job aside that can't be deleted now. Raises LockNotAvailable if its own row is locked."""
     pause, why, advice = SET_ASIDE_SECONDS, str(error), ""
     if isinstance(error, psycopg.IntegrityError):
         advice = "; declare the foreign key ON DELETE CASCADE, or delete those rows"

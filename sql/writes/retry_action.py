@@ -1,6 +1,6 @@
-"""The action retry: items that ended without success are given another attempt by hand, in one transaction.
+"""The action retry: gives items that ended without success another attempt, by hand, in one transaction.
 
-What becomes of an attempt that fails, the retries of its actor too, is decided in `middleware/attempts/outcome`.
+For the actor's own retries of a failed attempt see `middleware/attempts/outcome`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,21 +29,21 @@ from callboard.sql.writes.requests import (
     refuse,
 )
 
-#: Tries of a retry that other transactions got in the way of.
+#: The most tries of a retry that conflicts with other transactions.
 MAX_TRIES = 5
-#: Characters of an error's type at most.
+#: The most characters of an error's type.
 MAX_ERROR_CHARACTERS = 1_000
 
 
 class JobChanged(RuntimeError):
-    """Another transaction opened or closed the job meanwhile: roll back, and try again."""
+    """Another transaction reopened or closed the job meanwhile: roll back, and try again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySelection:
-    """Which items to retry: those of these states (default: failed; with `items`: all without success), of these
-    numbers, and of this error: the id of a group of errors, or a type with its module or without. Raises ValueError,
-    with what is allowed, for a selection that makes no sense.
+    """Which items to retry: those with these states (default: failed; with `items`: all without success), with these
+    numbers, and with this error: the id of a group of errors, or a type with or without its module. Raises ValueError
+    for an invalid selection; the text says what is allowed.
     """
 
     states: Iterable[str] | None = None
@@ -74,17 +74,17 @@ class RetrySelection:
 
     @property
     def all_cancelled(self) -> bool:
-        """Whether every cancelled item is selected."""
+        """Whether all cancelled items are selected."""
         return "cancelled" in self.wanted and self.items is None and self.error is None
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options that were given, as a job's history keeps them."""
+        """The given options, as a job's history records them."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters that every statement about the selected items takes."""
+        """The parameters of statements about the selected items."""
         return {"states": list(self.wanted), "items": None if self.items is None else list(self.items)}
 
 
@@ -93,10 +93,10 @@ NOTHING = RetrySelection(items=[])
 
 
 def retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
-    """Give selected items another attempt, and open a job that is over; return the number of items.
+    """Give selected items another attempt, and reopen an ended job; return the number of items.
 
-    The selection holds for all stages of a job with stages, and stages that were not made yet are made then; a stage
-    given as `job` has only its own items retried. Stages that are made are not made again. Raises NoSuchJob, and
+    The selection applies to all stages of a job with stages, and stages that were not made yet are made then. If `job`
+    is a stage, only its own items are retried. Stages that are made are not made again. Raises NoSuchJob, and
     NotPossible while the job is being stopped.
     """
     for left in reversed(range(MAX_TRIES)):
@@ -106,7 +106,7 @@ def retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int
                 return _retry_stages(conn, status.parent, by, selection, only=job)
             return (_retry_stages if status.has_stages else _retry_job)(conn, job, by, selection)
         except (JobChanged, psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
-            # UniqueViolation: a message of an item was parked or sent again while the job was opened.
+            # UniqueViolation: the message of an item was parked or sent again while the job was reopened.
             if not left:
                 raise
     raise AssertionError  # the last try returned or raised
@@ -126,7 +126,7 @@ def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -
         else:
             count, changes = _retry_open_job(conn, job, selection, locked=False)
         if not count:
-            raise psycopg.Rollback  # cancelled items that were not selected stay as they were
+            raise psycopg.Rollback  # undo `cancel_rest`: cancelled items that were not selected stay unchanged
         _reopen(conn, job, changes)
         note_action(conn, job, by, "retry", {**selection.given, "count": count})
     return count
@@ -165,7 +165,7 @@ def _retry_stages(conn: Conn, parent: int, by: Requester, selection: RetrySelect
 
 
 def _retry_stage(conn: Conn, stage: StageRow, by: Requester, selection: RetrySelection, *, paused: bool) -> int:
-    """Retry selected items of a stage; a stage that was stopped ends where it is, if none is selected."""
+    """Retry selected items of a stage. A stopped stage is reopened even without such items, so that it completes."""
     if stage.unmade and stage.over:
         return 0  # see _reopen_parent
     stopped = stage.over and stage.state != "completed"
@@ -184,14 +184,14 @@ def _retry_stage(conn: Conn, stage: StageRow, by: Requester, selection: RetrySel
 
 
 def _makes_stages(found: Sequence[StageRow], selection: RetrySelection) -> bool:
-    """Whether stages that were not made are made now, even if no item of the others runs again."""
+    """Return whether stages that were not made are made now, even if no item of the other stages runs again."""
     unmade = [stage for stage in found if stage.unmade]
     failed = any(stage.state == "failed" for stage in unmade)
     return bool(unmade) and ("cancelled" in selection.wanted or (failed and "failed" in selection.wanted))
 
 
 def _reopen_parent(conn: Conn, parent: int, found: Sequence[StageRow], selection: RetrySelection) -> int:
-    """Open a job of stages and its unmade stages; all items of a partly made stage go on. Return their number."""
+    """Reopen a job of stages and its unmade stages; all items of partly made stages go on. Return their number."""
     count = 0
     narrow = selection.items is not None or selection.error is not None
     selected = ALL_CANCELLED if narrow else RetrySelection(("cancelled", *selection.wanted))
@@ -202,17 +202,17 @@ def _reopen_parent(conn: Conn, parent: int, found: Sequence[StageRow], selection
             count += more
     execute(conn, "reopen_stages", parent=parent)
     execute(conn, "reopen_parent", parent=parent)
-    jobs.close_jobs(conn)  # a stage that was stopped, and of which no item runs again
+    jobs.close_jobs(conn)  # for a stopped stage of which no item runs again
     return count
 
 
 def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
     if not gives_row(conn, "reopen_job", job=job, **changes):
-        raise JobChanged(f"job {job} was opened or closed meanwhile")
+        raise JobChanged(f"job {job} was reopened or closed meanwhile")
 
 
 def _lock_items(conn: Conn, ids: Sequence[int], over: Sequence[int], selection: RetrySelection) -> None:
-    """Lock the items that a retry may change of these jobs, some of which are over, before it locks a job."""
+    """Lock the items of these jobs that a retry may change, before it locks a job. `over`: the ended jobs of these."""
     parameters = {**selection.parameters, "jobs": list(ids), "over": list(over), "whole": selection.all_cancelled}
     conn.execute(statement("lock_retried_items"), parameters, prepare=False)  # see _retry_ended_items
 
@@ -220,25 +220,27 @@ def _lock_items(conn: Conn, ids: Sequence[int], over: Sequence[int], selection: 
 def _retry_open_job(
     conn: Conn, job: int, selection: RetrySelection, *, locked: bool = True
 ) -> tuple[int, dict[str, Any]]:
-    """Retry ended items of an open job: (their number, what the job's row gains and loses). `locked`: see
-    `_lock_items`.
+    """Retry ended items of an open job. Returns their number, and the changes of the job's counters. `locked`: they are
+    locked by `_lock_items`.
     """
     ended, changes = _retry_ended_items(conn, job, selection, locked=locked)
     return ended, {**changes, "over": False, "whole": False, "rest": 0}
 
 
 def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[int, dict[str, Any]]:
-    """Retry ended items of a job that is over, and go on with its cancelled items as far as they are selected."""
+    """Retry ended items of an ended job, and go on with its selected cancelled items. Returns their number, and the
+    changes of the job's counters.
+    """
     row = execute(conn, "lock_ended_job", job=job).fetchone()
     if row is None:
-        raise JobChanged(f"job {job} was opened meanwhile")
+        raise JobChanged(f"job {job} was reopened meanwhile")
     watermark, cancelled, left = row
     whole = selection.all_cancelled
     rest = sent = 0
     if left and not whole:
         keep = list(selection.items or ()) if "cancelled" in selection.wanted else []
         rest = execute(conn, "cancel_rest", job=job, keep=keep).rowcount
-    if left:  # else it, and the last, would look at all items in vain
+    if left:  # otherwise these two statements would read all items in vain
         execute(conn, "reset_retrying", job=job)
     published = fetch_value(conn, "clear_outbox", job=job)
     if left:
@@ -254,7 +256,8 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
 def _retry_ended_items(conn: Conn, job: int, selection: RetrySelection, *, locked: bool) -> tuple[int, dict[str, Any]]:
     parameters = {**selection.parameters, "job": job, "error": selection.error, "locked": locked}
     with conn.cursor(row_factory=dict_row) as cursor:
-        # Planned for these items: a plan that is kept for any goes through all of their numbers for each that failed.
+        # Not prepared, so that it is planned for these items: a generic plan would scan all their numbers for each
+        # failed item.
         changes = next(cursor.execute(statement("retry_ended_items"), parameters, prepare=False))
     ended = changes["failed"] + changes["skipped"] + changes["cancelled"]
     return ended, changes

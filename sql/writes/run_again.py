@@ -1,4 +1,4 @@
-"""Run again: the items of a job that is over become those of a new one, copied in the database chunk by chunk."""
+"""Run again: copies the items of an ended job into a new job, in the database, chunk by chunk."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,14 +27,15 @@ from callboard.sql.writes.requests import (
 
 T = TypeVar("T")
 
-#: Items that one transaction looks at.
+#: Items that one transaction examines.
 CHUNK_ITEMS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Which items to run again, as which job. `states`: only those that ended so. None takes the old job's `name` and
-    `metadata`; `limits`: those that differ, None removes one. `key`: as in `submit`. Raises ValueError for nonsense.
+    """Which items to run again, and the options of the new job. `states`: only items with these final states. `name`
+    and `metadata` None: those of the old job. `limits`: those that differ; None removes one. `key`: as in `submit`.
+    Raises ValueError for invalid values.
     """
 
     states: Iterable[str] | None = None
@@ -52,12 +53,12 @@ class Again:
 
 
 def run_again(write: Callable[[Callable[[Conn], Any]], Any], job: int, by: Requester, again: Again) -> tuple[int, bool]:
-    """Make a job of the items of another one that is over; return its id, and whether it is new. `write` runs each
-    transaction. Nothing of it starts before all is copied; if that fails, it is as if it had never been, but for one
-    with a key, which goes on when it is asked for again.
+    """Create a job with the items of an ended one; return its id, and whether it is new. `write` runs each transaction.
+    No item starts before all are copied. If the copy fails, the new job is discarded; a job with a key is continued
+    when the same call is repeated.
 
-    Raises NoSuchJob, KeyInUse, ValueError for nonsense, and NotPossible for a job that is open, has no such items,
-    or whose row another transaction holds.
+    Raises NoSuchJob, KeyInUse, ValueError for invalid values, and NotPossible for a job that is open, has no such
+    items, or has a locked row.
     """
     made: SubmittedJob = write(lambda conn: _create(conn, job, by, again))
     if made.elsewhere:
@@ -70,7 +71,7 @@ def run_again(write: Callable[[Callable[[Conn], Any]], Any], job: int, by: Reque
     except BaseException as error:
         goes_on = again.key is not None and (isinstance(error, RowLocked) or not isinstance(error, NotPossible))
         end = submission.release_submission if goes_on else submission.discard_job
-        with suppress(psycopg.Error):  # its lease ends anyway
+        with suppress(psycopg.Error):  # its lease expires anyway
             write(lambda conn: end(conn, made.job))
         raise
     return made.job, True
@@ -87,7 +88,7 @@ def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
         raise NoSuchJob(f"there is no job {job}")
     if old.actor is None:
         raise _nothing(job)
-    kept = {name: value for name, value in old.limits.items() if name not in TIMES}  # they have passed
+    kept = {name: value for name, value in old.limits.items() if name not in TIMES}  # these times have passed
     known = submission.known_actor(conn, old.actor)
     return submission.create_job(
         conn, name=old.name if again.name is None else again.name, key=again.key, tenant=old.tenant, actor=old.actor,
@@ -99,8 +100,8 @@ def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
 
 
 def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) -> bool:
-    """Copy the next items of `source`, from the input on that the job has consumed; seal it behind the last ones.
-    Return whether these were the last.
+    """Copy the next items of `source`, after the inputs that the job has consumed. Seal the job after the last ones.
+    Returns whether these were the last.
     """
     states = None if again.states is None else list(again.states)
     with action_transaction(conn):

@@ -1,4 +1,4 @@
-"""Statements of the user's own, which run in the transaction of their item's outcome."""
+"""Users' own statements, which run in the transaction of their item's outcome."""
 
 import re
 import time
@@ -17,24 +17,25 @@ from callboard.sql.pool import Conn, PlainConnection, drop_detail
 from callboard.sql.rows import Event, Save, Saves
 from callboard.sql.statements import execute, lists
 
-#: Seconds of such statements in one transaction, after which no other item's are begun.
+#: Seconds after which a transaction begins no more items' statements.
 TRANSACTION_SECONDS = 1.0
-#: Seconds, and tries at least, after which an item fails that a lock or a slow server keeps from saving.
+#: The seconds, and the least tries, after which an item fails whose save is prevented by a lock or a slow server.
 BUSY_SECONDS, BUSY_TRIES = 60.0, 5
-#: Items whose statements are sent together, at most; and one alone after so many seconds for those before.
+#: The most items whose statements are sent together; after a group that took so many seconds the next item is sent
+#: alone.
 MAX_PIPED, PIPED_SECONDS = 64, 0.05
-#: How often the connection may break in an item's statements before they are taken to break it.
+#: How many lost connections during an item's statements count as caused by these statements.
 MAX_BREAKS = 3
 
-# One round trip each. A statement waits for a lock for 1 s, and takes 5 s, at most. Constraints that are checked late
-# are checked with the item that breaks them.
+# One round trip each. A statement waits for a lock for 1 s at most, and runs for 5 s at most. Deferred constraints are
+# checked at the end of each group, so that the item that violates them fails.
 _BEGIN: LiteralString = (
     "SAVEPOINT saves; SET CONSTRAINTS ALL DEFERRED; SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'"
 )
 _END = "SET CONSTRAINTS ALL IMMEDIATE; %s; RELEASE SAVEPOINT saves"
 _UNDO: LiteralString = "ROLLBACK TO SAVEPOINT saves; RELEASE SAVEPOINT saves; SELECT pg_advisory_unlock_all()"
 
-#: The words that a statement may begin with. None that ends the transaction is among them.
+#: The keywords with which a statement may begin. None of them can end the transaction.
 _ALLOWED = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:INSERT|UPDATE|DELETE|MERGE|WITH|(?P<calls>SELECT|CALL))\b",
     re.IGNORECASE | re.DOTALL,
@@ -45,8 +46,8 @@ Key: TypeAlias = tuple[int, int]
 
 
 class Unsaved(NamedTuple):
-    """The items of which nothing is saved: those `refused`, with the statement and the error; and those to be tried
-    `later`, of which the `busy` ones have met with an error that may pass.
+    """The items of which nothing is saved. `refused`: {item: (statement, error)}. `later`: items to try again; among
+    them `busy`: those with a transient error.
     """
 
     refused: dict[Key, tuple[Save, Exception]]
@@ -55,7 +56,7 @@ class Unsaved(NamedTuple):
 
 
 class BrokenConnection(RuntimeError):
-    """The connection broke each time that an item's statements ran, in a transaction of its own the second time on."""
+    """The connection was lost each time that an item's statements ran, even alone in a transaction."""
 
 
 def lock_succeeding(conn: Conn, events: Sequence[Event]) -> set[Key]:
@@ -65,12 +66,13 @@ def lock_succeeding(conn: Conn, events: Sequence[Event]) -> set[Key]:
 
 
 def run(conn: Conn, events: Sequence[Event]) -> Unsaved:
-    """Run what these events save, in the open transaction. An item of which a statement fails saves nothing, and the
-    others all. Raises psycopg.Error when the connection breaks.
+    """Run the statements that these events save, in the open transaction. If a statement of an item fails, that item
+    saves nothing; the other items save all. Raises psycopg.Error when the connection is lost.
 
-    After a statement that found a lock or took too long no other of its job runs in this transaction. What a statement
-    leaves in the session (settings, a role, locks, temporary tables) is undone after each group, and after each item
-    that calls code. Items in whose statements the connection broke run later, one in a transaction.
+    After a statement that met a lock or took too long, no more statements of its job run in this transaction. Changes
+    of the session by a statement (settings, a role, locks, temporary tables) are undone after each group, and after
+    each item that calls code. Items during whose statements the connection was lost run later, each in its own
+    transaction.
     """
     unsaved = Unsaved({}, set(), {})
     until = time.monotonic() + TRANSACTION_SECONDS
@@ -113,21 +115,22 @@ def _saves(event: Event) -> Saves:
 
 
 def _group(event: Event) -> Key | None:
-    """Return what the next item must have in common with this one to be saved in one group."""
+    """Return the key of a group: neighbours with equal keys are saved together. None: any item without calls."""
     return _key(event) if any(save.calls for save in _saves(event).statements) else None
 
 
 class _Failed(NamedTuple):
-    """The statement that failed, and why."""
+    """The statement that failed, and its error."""
 
     save: Save
     error: Exception
 
 
 def _save(conn: Conn, group: Sequence[Event], until: float) -> tuple[int, int, _Failed | None]:
-    """Run what these events save, as far as the time `until` goes (monotonic), one of them at least; all or nothing.
+    """Run the statements of these events in one savepoint, until the monotonic time `until`, but of one event at least.
 
-    Returns (0, how many could, None); or of which events one has failed, from the first to before the second, and what.
+    Returns (0, number of saved events, None); or (start, stop, failure): one of the events from `start` to before
+    `stop` failed, and nothing is saved.
     """
     done, size = 0, 1
     conn.execute(_BEGIN, prepare=False)
@@ -156,12 +159,12 @@ def _undo(conn: Conn, ran: Sequence[Event], start: int, stop: int, failed: _Fail
     return start, stop, failed
 
 
-#: The place of an event, a statement of it, and the cursor that runs that.
+#: The index of an event, a statement of it, and the cursor that runs the statement.
 _Sent: TypeAlias = tuple[int, Save, psycopg.Cursor[Any]]
 
 
 def _send(conn: Conn, events: Sequence[Event]) -> tuple[int, _Failed | None]:
-    """Run the statements of these events; return the place of the event that failed, and what did."""
+    """Run the statements of these events; return the index of the event that failed, and its failure, or (0, None)."""
     sent: list[_Sent] = []
     error = _send_all(conn, events, sent)
     if error is None:
@@ -173,8 +176,8 @@ def _send(conn: Conn, events: Sequence[Event]) -> tuple[int, _Failed | None]:
 def _send_all(conn: Conn, events: Sequence[Event], sent: list[_Sent]) -> Exception | None:
     """Run the statements of these events and add them to `sent`; return the first error."""
     pairs = [(place, save) for place, event in enumerate(events) for save in _saves(event).statements]
-    # A broken connection may keep the answers of the statements before the one that broke it. The next time each runs
-    # in a round trip of its own, so that only that one has no answer.
+    # After a lost connection, answers to earlier statements may be missing, too. So the next time each statement has
+    # its own round trip: then only the one that breaks the connection has no answer.
     size = 1 if any(_saves(event).breaks for event in events) else len(pairs)
     parts = (pairs[start : start + size] for start in range(0, len(pairs), size))
     return next(filter(None, (_send_part(conn, part, sent) for part in parts)), None)
@@ -184,12 +187,12 @@ def _send_part(conn: Conn, part: Sequence[tuple[int, Save]], sent: list[_Sent]) 
     """Run these statements in one round trip and add them to `sent`; return the first error."""
     found: Exception | None = None
     try:
-        with conn.pipeline():  # it also refuses two statements in one, of which the second could end the transaction
+        with conn.pipeline():  # also refuses a text with two statements, of which the second could end the transaction
             try:
                 for place, save in part:
                     sent.append((place, save, conn.cursor()))
                     sent[-1][2].execute(save.text.encode(), save.params)
-            except Exception as error:  # noqa: BLE001 — raised here, psycopg would log those that follow from it
+            except Exception as error:  # noqa: BLE001 — if raised here, psycopg would log follow-up errors
                 found = error
     except psycopg.Error as error:
         if found is None or not isinstance(error, psycopg.errors.PipelineAborted):
@@ -198,7 +201,7 @@ def _send_part(conn: Conn, part: Sequence[tuple[int, Save]], sent: list[_Sent]) 
 
 
 def _note(event: Event, failed: _Failed, unsaved: Unsaved) -> None:
-    """Note an error of what an event saves: it is refused, or busy for now."""
+    """Record the failure of an event's statements: it is refused, or busy for now."""
     saves, error, now = _saves(event), failed.error, time.monotonic()
     if isinstance(error, TRANSIENT) and not isinstance(error, DATA_ERRORS):
         saves.tries += 1
@@ -215,7 +218,7 @@ def _note(event: Event, failed: _Failed, unsaved: Unsaved) -> None:
 
 @dataclass(slots=True, frozen=True)
 class _Value:
-    """A value as psycopg sends it."""
+    """An encoded parameter, ready to be sent."""
 
     data: bytes
     oid: int
@@ -223,20 +226,20 @@ class _Value:
 
 
 class _ValueDumper(Dumper):
-    """Sends a value as it is."""
+    """Sends an encoded parameter unchanged."""
 
     def get_key(self, obj: _Value, format: PyFormat) -> Any:  # noqa: A002 — psycopg's name
-        """Return the key of its dumper: values of one type have one."""
+        """Return the key of its dumper: values of the same type and format share one."""
         return self.cls, obj.oid, obj.format
 
-    def upgrade(self, obj: _Value, format: PyFormat) -> Dumper:  # noqa: A002 — likewise
+    def upgrade(self, obj: _Value, format: PyFormat) -> Dumper:  # noqa: A002 — psycopg's name
         """Return the dumper of a value's type."""
         dumper = type(self)(self.cls)
         dumper.oid, dumper.format = obj.oid, obj.format
         return dumper
 
     def dump(self, obj: _Value) -> bytes:
-        """Return the value."""
+        """Return the encoded value."""
         return obj.data
 
 
@@ -244,10 +247,10 @@ psycopg.adapters.register_dumper(_Value, _ValueDumper)
 
 
 def frozen(text: str, params: Sequence[Any] | Mapping[str, Any] | None, place: str) -> tuple[Save, int]:
-    """Return a statement with its parameters as they are now, and its size in bytes.
+    """Return a statement with its parameters as they are now, and the size of both in bytes.
 
-    Raises ValueError for what is no statement to save, TypeError for other parameters, psycopg.Error for a value that
-    has no form in PostgreSQL.
+    Raises ValueError for a statement that can't be saved, TypeError for invalid types of arguments, and psycopg.Error
+    for a value that psycopg can't convert.
     """
     if not isinstance(text, str):
         raise TypeError(f"save() takes its statement as a text, not {text!r:.80}")

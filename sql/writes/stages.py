@@ -1,6 +1,7 @@
-"""Jobs of stages: a parent without items, and a job for each stage, made from the results of the stage before.
+"""Jobs of stages: a parent without items, and a job for each stage, whose items are made from the results of the stage
+before.
 
-Code that changes a parent's state locks its row first and then reads its stages: no stage that is over is opened
+Code that changes a parent's state first locks its row, then reads its stages, so that no ended stage is reopened
 meanwhile.
 """
 
@@ -29,9 +30,9 @@ def create(
     metadata: dict[str, Any] | None, created_by: str | None, limits: Limits, targets: Targets = None,
     key_reuse: bool = False, held: bool = False, alone: bool = False, trace: Mapping[str, str] | None = None,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
-    """Make a job of stages, or find the one with this key; return its id and stages, and renew the submission of the
-    first stage; `alone`: unless another one goes on, as `submitting` of that stage says. The rest is as with
-    `create_job`.
+    """Create a job of stages, or find the one with this key; return its id and stages, and renew the submission of the
+    first stage. `alone`: not if another submission is running, which `submitting` of that stage shows. The other
+    arguments are those of `create_job`.
     """
     check_flag("key_reuse", key_reuse)
     for stage in planned:
@@ -56,24 +57,24 @@ def create(
 
 
 def list_stages(conn: Conn, parent: int) -> list[StageRow]:
-    """Return the stages of a job, in order; none for a job without."""
+    """Return the stages of a job, in order; an empty list for a job without stages."""
     return fetch(conn, StageRow, "list_stages", parent=parent)
 
 
-# What becomes of the whole ------------------------------------------------------------------------------------------
+# The parent's state -------------------------------------------------------------------------------------------------
 
 
 def lock_parent(conn: Conn, parent: int) -> Parent:
-    """Lock a job of stages for the transaction, after its state is updated by its stages."""
+    """Update the state of a job of stages from its stages, and keep it locked in the transaction."""
     update_parent(conn, parent)
     return _locked(conn, parent)
 
 
 def update_parents(conn: Conn) -> list[Exception]:
-    """Update the state of each job of stages whose stages changed. Any process may do it at any time: it is
-    idempotent, and skips a job that another transaction changes.
+    """Update the state of each job of stages whose stages changed. Any process may do it at any time: it is idempotent,
+    and skips a job that another transaction has locked.
 
-    Returns the errors of those that can't be updated, as a trigger of the user's or a locked stage may cause.
+    Returns the errors of jobs that can't be updated, for example because of a user's trigger or a locked stage.
     """
     errors: dict[int, Exception] = {}
     for _ in range(2):  # a stage stopped in the first round may end in the second
@@ -92,7 +93,7 @@ def update_parents(conn: Conn) -> list[Exception]:
 
 
 def update_parent(conn: Conn, parent: int) -> None:
-    """Update the state of a job of stages by its stages, and keep it locked in the caller's transaction."""
+    """Update the state of a job of stages from its stages, and keep it locked in the caller's transaction."""
     found = _locked(conn, parent)
     if found.over:
         return
@@ -112,7 +113,7 @@ def update_parent(conn: Conn, parent: int) -> None:
 
 
 def stop_parent(conn: Conn, parent: int, stages: Sequence[StageRow], state: str, reason: str | None) -> bool:
-    """Stop a job and its open stages; return False when it was stopped or over already."""
+    """Stop a job and its open stages; return False when it was already stopped or over."""
     stopped = jobs.stop_job(conn, parent, state, reason)
     for stage in stages:
         if not stage.over:
@@ -124,24 +125,26 @@ def _locked(conn: Conn, parent: int) -> Parent:
     return required(fetch_one(conn, Parent, "lock_parent", parent=parent))
 
 
-# How a stage is made ------------------------------------------------------------------------------------------------
+# The items of a stage -----------------------------------------------------------------------------------------------
 
 
 def claim_stage(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]) -> StageClaim | None:
-    """Claim a stage for a worker with these actors that makes the stages `at_work` already; None when none waits."""
+    """Claim a due stage for a worker with these actors, which already makes the stages `at_work`; None if there is
+    none.
+    """
     claim = partial(StageClaim, worker)
     return fetch_one(conn, claim, "claim_stage", worker=worker, actors=list(actors), at_work=list(at_work))
 
 
 def holds_claim(conn: Conn, making: StageClaim) -> bool:
-    """Whether the worker may go on making the stage; in a transaction that holds until its end."""
+    """Return whether the worker may go on making the stage; in a transaction, the answer is valid until its end."""
     return gives_row(conn, "lock_claimed_stage", job=making.job, worker=making.worker)
 
 
 def store_inputs(conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]) -> bool:
-    """Store the inputs of a stage from number `start`, all or nothing; return False when the worker may not go on.
+    """Store the inputs of a stage from number `start` in one transaction; return False when the worker may not go on.
 
-    Repeated after an uncertain commit it stores them once, since no other worker stores them meanwhile.
+    A repetition after an uncertain commit is idempotent, because no other worker stores them meanwhile.
     """
     with transaction(conn):
         if not holds_claim(conn, making):
@@ -151,7 +154,7 @@ def store_inputs(conn: Conn, making: StageClaim, start: int, chunk: Sequence[tup
 
 
 def seal_stage(conn: Conn, making: StageClaim) -> bool:
-    """Seal a stage whose items are all made, and release it; return False when the worker may not go on."""
+    """Seal a stage after all its items are made, and release it; return False when the worker may not go on."""
     with transaction(conn):
         held = holds_claim(conn, making)
         if held:
@@ -161,7 +164,7 @@ def seal_stage(conn: Conn, making: StageClaim) -> bool:
 
 
 def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, Any]) -> None:
-    """Fail a stage whose items can't be made; its parent's history keeps `detail`."""
+    """Fail a stage whose items can't be made; `detail` goes into its parent's history."""
     with transaction(conn):
         if holds_claim(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
             note_action(conn, making.parent, Requester("worker", f"worker {making.worker}"), "fail", detail)
@@ -171,15 +174,15 @@ def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, An
 
 
 def release_claim(conn: Conn, making: StageClaim) -> None:
-    """Release a stage; another worker may go on with it."""
+    """Release a stage, so that another worker may go on with it."""
     execute(conn, "release_stage", job=making.job, worker=making.worker)
 
 
 def results_page(
     conn: Conn, job: int, states: Sequence[str], after: int, limit: int
 ) -> list[tuple[int, bytes, str, str | None, str | None]]:
-    """Return items of a stage after item `after`, in these states, `limit` at most, and about `BATCH_BYTES` of them:
-    (item, arguments, state, result as JSON, why that is not kept).
+    """Return a page of a stage's items after item `after`, in these states: at most `limit`, and about `BATCH_BYTES`.
+    Each is (item, arguments, state, result as JSON, why that is not kept).
     """
     page = {"states": list(states), "after": after, "limit": limit, "bytes": BATCH_BYTES}
     return execute(conn, "stage_results", job=job, **page).fetchall()

@@ -1,4 +1,4 @@
-"""Submission: make a job, store its items, seal it."""
+"""Submission: create a job, store its items, seal it."""
 
 import hashlib
 import json
@@ -34,18 +34,18 @@ from callboard.sql.writes.requests import (
     refuse,
 )
 
-#: No further options.
+#: No additional options.
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-#: How binary COPY begins and ends, and what of a row of `copy_items` comes before its arguments: the number of columns,
-#: then each column after its length in bytes.
+#: The header and the trailer of binary COPY, and the start of a row of `copy_items` before its arguments: the number of
+#: columns, then each column after its length in bytes.
 COPY_BEGIN, COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 COPY_ROW = struct.Struct("!hiqiii")
-#: The most characters of a job's name, and of what an index holds of it.
+#: The most characters of a job's name, and of its columns that are in an index.
 NAME_CHARACTERS, KEY_CHARACTERS = 1_000, 300
 
 
 class KeyInUse(ValueError):
-    """The key is that of a job that was submitted with something else; the message says with what, and what to do."""
+    """The key belongs to a job that was submitted differently; the text says what differs, and what to do."""
 
     def __init__(self, key: str | None, job: int, differs: str) -> None:
         super().__init__(
@@ -60,12 +60,12 @@ def create_job(
     chunk: int | None = None, key_reuse: bool = False, held: bool = False, alone: bool = False,
     also_asked: Mapping[str, Any] = NOTHING, trace: Mapping[str, str] | None = None,
 ) -> SubmittedJob:  # fmt: skip
-    """Make a job, or find the one with this key, and renew its submission. `key_reuse`: a job that is over gives its
-    key to the new one. `held`: nothing of a new job is published before it is sealed. `alone`: not while another
-    submission of the job goes on; then `elsewhere` of the answer says so. `also_asked`: see `job_parameters`.
-    `trace`: what OpenTelemetry carries on.
+    """Create a job, or find the one with this key, and renew its submission. `key_reuse`: an ended job gives its key to
+    the new one. `held`: nothing of a new job is published before it is sealed. `alone`: not while another submission of
+    the job is running; then the result has `elsewhere`. `also_asked`: see `job_parameters`. `trace`: the OpenTelemetry
+    context.
 
-    Raises KeyInUse, and ValueError for a text or metadata that a row can't hold.
+    Raises KeyInUse, and ValueError for a text or metadata that a row can't store.
     """
     check_flag("key_reuse", key_reuse)
     asked = {"actor": actor, "chunk": chunk, **also_asked}
@@ -80,7 +80,7 @@ def create_job(
         if key_reuse:
             free_key(conn, parameters["tenant"], key)
         row = execute(conn, "create_job", **parameters).fetchone()
-        # As in standing_job: lost to a transaction that commits between the two halves.
+        # As in standing_job: another transaction committed the job between the two halves of the statement.
         row = row or required(execute(conn, "create_job", **parameters).fetchone())
     *found, known = row
     made = SubmittedJob(*found)
@@ -93,9 +93,10 @@ def job_parameters(
     metadata: dict[str, Any] | None, created_by: str | None, limits: Limits, targets: Targets,
     trace: Mapping[str, str] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the parameters of the statements that make a job. `asked`: what else the same submission must say again.
+    """Return the parameters of the statements that create a job. `asked`: further options that must be equal when the
+    same submission is repeated.
 
-    Raises ValueError for a text or metadata that a row can't hold.
+    Raises ValueError for a text or metadata that a row can't store.
     """
     tenant, metadata = "" if tenant is None else tenant, {} if metadata is None else metadata
     check_name("name", name, NAME_CHARACTERS)
@@ -118,7 +119,7 @@ def _digest(value: Any) -> str:
 
 
 def check_asked(key: str | None, job: int, known: Mapping[str, str] | None, parameters: Mapping[str, Any]) -> None:
-    """Raise KeyInUse if the job with this key was submitted with other options than these."""
+    """Raise KeyInUse if the job with this key was submitted with other options."""
     if key is not None:
         known, asked = known or {}, parameters["asked"].obj
         if differ := sorted(o for o in {**known, **asked} if known.get(o) != asked.get(o)):
@@ -126,13 +127,13 @@ def check_asked(key: str | None, job: int, known: Mapping[str, str] | None, para
 
 
 def free_key(conn: Conn, tenant: str, key: str | None) -> None:
-    """Take its key from the job that has it, if that is over."""
+    """Remove the key from the job that has it, if that job is over."""
     execute(conn, "free_key", tenant=tenant, key=key)
 
 
 class SubmissionState(NamedTuple):
-    """Where a job's submission stands. `is_open`: it takes items until it is sealed by hand. `submitting`: whether
-    somebody submits it now; None: nobody ever did.
+    """The progress of a job's submission. `is_open`: it takes items until it is sealed by hand. `submitting`: whether
+    it is being submitted now; None: it is not submitted in bulk, or its submission is done.
     """
 
     total: int
@@ -144,7 +145,7 @@ class SubmissionState(NamedTuple):
 
 
 def lock(conn: Conn, job: int) -> SubmissionState | None:
-    """Lock a job until the end of the transaction; return where its submission stands, None if there is no such job."""
+    """Lock a job for the transaction; return the progress of its submission, None if there is no such job."""
     return fetch_one(conn, SubmissionState, "lock_submission", job=job)
 
 
@@ -152,10 +153,10 @@ def store_chunk(
     conn: Conn, job: int, start: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool,
     digest: bytes | None = None,
 ) -> tuple[str, int]:  # fmt: skip
-    """Store the inputs from number `start`, each (args, item key), all or nothing, if `start` inputs are consumed.
-    `digest`: that of all inputs up to the last of these, by which the same submission is known again.
+    """Store the inputs from number `start`, each (args, item key), in one transaction, if `start` inputs are consumed.
+    `digest`: the digest of all inputs up to the last of these, by which a repeated submission is compared.
 
-    Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key is ahead,
+    Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission with the same key is ahead,
     ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`).
     """
     with transaction(conn):
@@ -172,10 +173,10 @@ def add_items(
     conn: Conn, job: int, by: Requester, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool,
     start: int | None = None,
 ) -> None:  # fmt: skip
-    """Add items, each (args, item key), to a job that is open for more: all or nothing. `start`: the number of inputs
-    that it must have consumed before.
+    """Add items, each (args, item key), to a job that is open for more, in one transaction. `start`: the number of
+    inputs that it must have consumed before, if given.
 
-    Raises NoSuchJob, and NotPossible for a job that takes none, or has consumed another number.
+    Raises NoSuchJob, and NotPossible for a job that takes no items, or has consumed another number.
     """
     with transaction(conn):
         status = job_status(conn, job, by)
@@ -193,19 +194,19 @@ def _store(
     conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool,
     digest: bytes | None = None,
 ) -> int:  # fmt: skip
-    """Store items of a locked job behind its `total` items; return how many."""
+    """Store items of a locked job after its `total` items; return how many."""
     stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
     add_to_total(conn, job, stored=stored, read=len(chunk), digest=digest)
     return stored
 
 
 def add_to_total(conn: Conn, job: int, *, stored: int, read: int, digest: bytes | None = None) -> None:
-    """Count `stored` items of `read` inputs in a job that is locked."""
+    """Count `stored` items of `read` inputs in a locked job."""
     execute(conn, "add_to_total", job=job, stored=stored, read=read, digest=digest)
 
 
 def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
-    row = COPY_ROW.pack  # psycopg writes a row in twice the time
+    row = COPY_ROW.pack  # psycopg takes twice the time per row
     rows = [row(3, 8, job, 4, item, len(args)) + args for item, (args, _) in enumerate(chunk, total)]
     cursor = conn.cursor()
     with plain_errors(), cursor.copy(statement("copy_items")) as copy:
@@ -225,22 +226,22 @@ def _copy_keyed(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, s
 
 
 def seal_job(conn: Conn, job: int) -> bool:
-    """Seal a job; return False when it was sealed or stopped before."""
+    """Seal a job; return False when it was already sealed or stopped."""
     return gives_row(conn, "seal_job", job=job)
 
 
 def open_job(conn: Conn, job: int) -> bool:
-    """Open a job, whose submission is done, for more items; return False when it was sealed or stopped before."""
+    """Open a job for more items after its submission; return False when it was already sealed or stopped."""
     return gives_row(conn, "open_job", job=job)
 
 
 def release_submission(conn: Conn, job: int) -> bool:
-    """Let the next submission of a job go on at once, since this one broke off; return False when none would."""
+    """End the lease of a submission that broke off, so that the next can go on at once; False: the job takes none."""
     return bool(execute(conn, "release_submission", job=job).rowcount)
 
 
 def discard_job(conn: Conn, job: int) -> bool:
-    """Delete a job whose submission was refused; return False for one of which something may have run."""
+    """Delete a job whose submission was refused; return False if some of its items may have run."""
     with transaction(conn):
         found = fetch_ids(conn, "discard_submission", job=job)
         return bool(found and retention.mark_deleted(conn, found[:1]))
@@ -252,8 +253,8 @@ def fail_submission(conn: Conn, job: int, reason: str) -> None:
 
 
 def renew_submissions(conn: Conn, jobs: Iterable[int]) -> list[int]:
-    """Renew the leases of the submissions of these jobs; return those that another transaction has locked for
-    `LOCK_WAIT_SECONDS`, or that a trigger of the user's keeps from being written.
+    """Renew the submission leases of these jobs. Returns the jobs that another transaction has locked for
+    `LOCK_WAIT_SECONDS`, or whose update a user's trigger refuses.
     """
     return write_each(partial(_renew_submissions, conn), jobs)
 
@@ -261,7 +262,7 @@ def renew_submissions(conn: Conn, jobs: Iterable[int]) -> list[int]:
 def _renew_submissions(conn: Conn, jobs: list[int]) -> list[int]:
     locked = fetch_ids(conn, "renew_submissions", jobs=jobs)
     if locked:
-        # Whoever waits for the lock has the row before the sweep, which waits for none, takes the lease for lapsed.
+        # A transaction that waits for the lock gets it before the sweep, which does not wait, can see an expired lease.
         with suppress(LockNotAvailable), transaction(conn, timings.LOCK_WAIT_SECONDS):
             lock_jobs(conn, locked)
             return fetch_ids(conn, "renew_submissions", jobs=locked)
@@ -269,11 +270,11 @@ def _renew_submissions(conn: Conn, jobs: list[int]) -> list[int]:
 
 
 def fail_abandoned_submissions(conn: Conn, page: JobPage = ALL_JOBS, *, writes: bool = True) -> list[int]:
-    """Fail the jobs without a key whose submission lease lapsed; return their ids. Without `writes`, only find them."""
+    """Fail the jobs without a key whose submission lease expired; return their ids. Without `writes` only find them."""
     return fetch_ids(conn, "fail_abandoned_submissions", writes=writes, **page._asdict())
 
 
 def known_actor(conn: Conn, name: str) -> tuple[str, Signature | None] | None:
-    """Return the queue and the signature of an actor that some worker announced; None for an unknown actor."""
+    """Return the queue and the signature of an actor that a worker announced; None for an unknown actor."""
     row = execute(conn, "known_actor", name=name).fetchone() if is_storable(name) else None
     return (row[0], Signature.from_json(name, row[1])) if row else None

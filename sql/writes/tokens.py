@@ -1,6 +1,6 @@
-"""Tokens let programs and people into the web app. A secret is shown once; the database keeps its SHA-256.
+"""Tokens give programs and people access to the web app. A secret is shown once; the database stores its SHA-256.
 
-A secret is 256 random bits, so nobody can guess it, and a slow hash would not make it safer. Kinds: `api`, sent with
+A secret is 256 random bits, so it can't be guessed, and a slow hash would not make it safer. Kinds: `api`, sent with
 requests or typed into the login page; `link`, which logs in once; `session`, the cookie of a browser that logged in;
 `share`, which reads one job.
 """
@@ -23,22 +23,22 @@ from callboard.sql.writes.requests import Requester, check_text, job_status, not
 
 log = logging.getLogger("callboard.tokens")
 
-#: How a secret begins, so that people and secret scanners know it.
+#: The prefix of a secret, by which people and secret scanners recognise it.
 PREFIX = "cb_"
-#: How long a link waits to be used, and a browser stays logged in at most.
+#: How long a link is valid, and the most seconds that a browser stays logged in.
 LINK_LIFE = "1d"
 SESSION_SECONDS = 30 * 86_400.0
-#: Characters of a name or a tenant at most.
+#: The most characters of a name or a tenant.
 MAX_CHARACTERS = 200
 
 
 def digest(secret: str) -> bytes:
-    """The digest of a secret: nothing else of it is kept."""
+    """Return the digest of a secret, the only part of it that is stored."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
 
 
 def scopes_of(given: Collection[str] | None) -> list[str]:
-    """The scopes of a token, in their order; None: the default. Raises ValueError for none and for others."""
+    """Return the scopes of a token, in their order; None: the default. Raises ValueError for unknown ones, or none."""
     wanted = set(DEFAULT_SCOPES if given is None else given)
     if not wanted or not wanted <= set(SCOPES):
         raise ValueError(
@@ -51,10 +51,10 @@ def create(
     conn: Conn, by: Requester, *, name: str, kind: str = "api", scopes: Collection[str] | None = None,
     tenant: str | None = None, job: int | None = None, expires: str | None = None,
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
-    """Make a token; return its secret, and its row. `expires`: a span as "30d", or "forever"; None: a day for a link,
-    and else for ever. With a `job` it is of the kind `share`, reads that job alone, and the job's history says so.
+    """Create a token; return its secret and its row. `expires`: a span like "30d", or "forever"; None: one day for a
+    link, else for ever. With a `job` its kind is `share`: it reads only that job, and the job's history records it.
 
-    Raises ValueError for what makes no sense, and NoSuchJob.
+    Raises ValueError for invalid arguments, and NoSuchJob.
     """
     if job is not None:
         kind, scopes = "share", ("read",)
@@ -80,7 +80,7 @@ def create(
 
 
 def revoke(conn: Conn, number: int, by: Requester) -> bool:
-    """Let a token, and the sessions that were opened with it, let nobody in any more; return whether there was one."""
+    """Revoke a token, and the sessions that were opened with it; return whether there was a valid one."""
     with transaction(conn):
         row = execute(conn, "revoke_token", id=number, tenant=by.tenant).fetchone()
         if row is None:
@@ -94,8 +94,8 @@ def revoke(conn: Conn, number: int, by: Requester) -> bool:
 
 
 def log_in(conn: Conn, secret: str) -> tuple[str, float] | None:
-    """Open a session with the secret of a link or of an API token; return the session's secret and for how many
-    seconds it lasts; None: nobody is let in. A link works once.
+    """Open a session with the secret of a link or of an API token; return the session's secret and its seconds of
+    validity, or None if the secret is not valid. A link works once.
     """
     session = PREFIX + secrets.token_urlsafe(32)
     row = execute(
@@ -113,5 +113,5 @@ def log_out(conn: Conn, session: str) -> None:
 
 
 def note_use(conn: Conn, number: int) -> None:
-    """Note that a token is used, to the minute."""
+    """Record the use of a token, to the minute."""
     execute(conn, "note_token_use", id=number)

@@ -1,4 +1,4 @@
-"""Worker processes: registration, heartbeats, deaths, and what a dead worker held."""
+"""Worker processes: registration, heartbeats, deaths, and the items that a dead worker held."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,7 +14,7 @@ from callboard.sql.writes.outcomes import report_running
 
 
 def register_worker(conn: Conn, info: WorkerInfo) -> int:
-    """Register a worker process that starts; return its id. Raises LockNotAvailable."""
+    """Register a starting worker process; return its id. Raises LockNotAvailable."""
     announced = _announce(conn, info.actors, info.signatures)
     number: int = fetch_value(
         conn, "register_worker", host=info.host, pid=info.pid, threads=info.threads, release=info.release,
@@ -24,7 +24,7 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
 
 
 def add_actors(conn: Conn, worker: int, actors: Mapping[str, str], signatures: Mapping[str, Signature]) -> None:
-    """Record that a worker has these actors ({name: queue}) too, which were declared after its start.
+    """Record more actors ({name: queue}) of a worker, which were declared after its start.
 
     Raises LockNotAvailable.
     """
@@ -39,12 +39,12 @@ def _announce(conn: Conn, queues: Mapping[str, str], signatures: Mapping[str, Si
 
 
 def other_brokers(conn: Conn, worker: int) -> list[tuple[int, str, str]]:
-    """Return (id, host, broker) for each other broker of workers that live and registered before this one."""
+    """Return (id, host, broker) of a live worker on each other broker, among those that registered before this one."""
     return execute(conn, "other_brokers", worker=worker).fetchall()
 
 
 def worker_elsewhere(conn: Conn, broker: str) -> tuple[str, str] | None:
-    """Return (host, broker) of a worker that lives, on another broker than this; None when there is none."""
+    """Return (host, broker) of a live worker on another broker than this; None when there is none."""
     return execute(conn, "worker_elsewhere", broker=broker).fetchone()
 
 
@@ -52,9 +52,9 @@ def beat(
     conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, trouble: str | None = None,
     info: WorkerInfo | None = None,
 ) -> DueWork:  # fmt: skip
-    """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing).
-    With None for `holds`, record nothing. `info`: what the worker registered with, by which its row is known to be its
-    own (None: it is). Return what there is to do.
+    """Record a heartbeat, and return the due work. `holds`: the (job, item) pairs that the worker holds; None: record
+    nothing. `trouble`: why it can't publish (None: it can). `info`: the values that the worker registered, by which its
+    row is checked (None: not checked).
     """
     found = fetch_one(
         conn, DueWork, "beat", worker=worker, beats=holds is not None, **lists("jobs items", holds or ()),
@@ -70,7 +70,7 @@ def report_means(conn: Conn, means: Mapping[str, float]) -> None:
 
 
 def exclude_tests(conn: Conn) -> bool:
-    """Become the only worker of tests on this database until `conn` is closed; return False while another is."""
+    """Become the only test worker of this database until `conn` is closed; return False while there is another."""
     return bool(fetch_value(conn, "exclude_tests"))
 
 
@@ -80,14 +80,14 @@ def stop_worker(conn: Conn, worker: int) -> None:
 
 
 def schema_id(conn: Conn) -> str:
-    """Return what tells this database's schema from that of another database: digits."""
+    """Return digits that identify the schema of this database."""
     found: str = fetch_value(conn, "schema_id")
     return found
 
 
 def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) -> bool | None:
-    """Record that a worker's process is known to be dead, and what it was running; return whether nobody knew it
-    before, None if there is no such worker, or it had stopped. Raises LockNotAvailable.
+    """Record that a worker's process is dead, and the attempts that it was running. Returns whether that was not yet
+    known; None if there is no such worker, or it had stopped. Raises LockNotAvailable.
     """
     with transaction(conn):
         row = execute(conn, "note_death", worker=worker, pid=pid).fetchone()
@@ -100,8 +100,8 @@ def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) ->
 
 
 def keep_deaths(conn: Conn, worker: int, ran: Sequence[Running], why: Failure) -> int:
-    """Record in the history of the items that a dead worker was running, and that have succeeded elsewhere since, that
-    it died; return how many of the others are open still.
+    """Record the worker's death in the history of items that it was running, and that have succeeded elsewhere since.
+    Returns how many of its items are still open.
     """
     found: int = fetch_value(
         conn, "keep_deaths", worker=worker, kind=why.kind, error_type=why.error_type, pattern=why.pattern,
@@ -111,27 +111,27 @@ def keep_deaths(conn: Conn, worker: int, ran: Sequence[Running], why: Failure) -
 
 
 def dead_workers(conn: Conn) -> list[int]:
-    """Return the workers whose heartbeat stopped, or that ended and left rows in `running`."""
+    """Return the workers whose heartbeat stopped, and ended workers with rows in `running`."""
     return fetch_ids(conn, "dead_workers")
 
 
 def declare_dead(conn: Conn, worker: int) -> bool:
-    """Mark a worker as dead, in the transaction that decides what becomes of its items; return False when it lives."""
+    """Mark a worker as dead, in the transaction that requeues its items; return False when it is alive."""
     return gives_row(conn, "declare_dead", worker=worker)
 
 
 def running_rows(conn: Conn, worker: int) -> list[Held]:
-    """Return a worker's rows in `running`, in order of key."""
+    """Return a worker's rows in `running`, ordered by key."""
     return fetch(conn, Held, "running_rows", worker=worker)
 
 
 def save_crash_limits(conn: Conn, worker: int, limits: Iterable[tuple[int, int, int]]) -> None:
-    """Keep of items that a dead worker held, (job, item, limit), the crashes after which each fails; 0: its death is
-    not charged to that item.
+    """Store the crash limits of items that a dead worker held, (job, item, limit): the number of crashes at which the
+    item fails; 0: the crash is not charged to it.
     """
     execute(conn, "save_crash_limits", worker=worker, **lists("job item crash_limit", limits))
 
 
 def job_controls(conn: Conn, within: float | None = None) -> list[JobControl]:
-    """Return the controls of jobs changed `within` so many seconds; None: of all that may have messages in RabbitMQ."""
+    """Return the control states of jobs changed `within` so many seconds; None: of all that may have messages left."""
     return fetch(conn, JobControl, "job_controls", within=within)
