@@ -1,14 +1,15 @@
 -- name: limit_job
--- What a job may do at most, from now on. Caller: actions.limit, which has the row locked.
+-- Change the limits of a job. Caller: actions.limit, which has the row locked.
 UPDATE callboard.jobs SET ({limits}) = ROW ({limit_values}), updated_at = now() WHERE id = %(job)s
 
 -- name: keep_hold
--- The job stays held back as a whole until the time that an item asked for. Caller: actions.limit, which has the row locked.
+-- A job that an item has held back as a whole stays so until the item's time. Caller: actions.limit, which has the row
+-- locked.
 UPDATE callboard.jobs SET not_before = greatest(not_before, (holds -> '*' ->> 'until')::timestamptz)
 WHERE id = %(job)s AND (holds -> '*' ->> 'until')::timestamptz > now()
 
 -- part: limits
--- The columns of what a job may do at most.
+-- The columns of a job's limits.
 limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before, keep, lane_by, lane_width, lanes
 
 -- part: limit_values
@@ -18,10 +19,11 @@ limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadli
 %(lane_by)s::text, %(lane_width)s::int, %(lanes)s::int
 
 -- name: job_signature
--- The job's actor and the arguments that it takes, as a worker announced them. Caller: actions.limit.
--- Rows: one, (name, signature); none: its items have several actors, or nobody announced it.
+-- The job's actor and its arguments, as a worker announced them. Caller: actions.limit. Rows: one, (name, signature);
+-- none: its items have several actors, or no worker announced it.
 SELECT a.name, a.signature FROM callboard.jobs AS j JOIN callboard.actors AS a ON a.name = j.actor WHERE j.id = %(job)s
 
 -- name: job_limits
--- What a job may do at most, locked while it is changed. Caller: actions.limit. Rows: (limits); none: it was deleted meanwhile.
+-- The limits of a job, locked while they are changed. Caller: actions.limit. Rows: (limits); none: it was deleted
+-- meanwhile.
 SELECT limits FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL FOR NO KEY UPDATE

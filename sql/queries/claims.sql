@@ -1,11 +1,11 @@
 -- name: claim_item
--- A suspect message arrived: may this worker run its item?
--- Guard: the row still carries the message's attempt, isn't final, and nobody holds it (a row in `running`); an item
--- whose next crash would be its last runs alone: while it waits for that, no death is to be charged to it. Only one that
--- nobody else holds is to wait: what was claimed a moment ago may be missed here, and is seen by the claim after the wait.
--- Caller: attempts/claim, before the actor, and only for suspect messages. Waits for a lock for LOCK_WAIT_SECONDS at most.
--- Rows: Claim; none: no such item. A holder that only has not beaten for a while counts as living here: after an outage
--- nobody has. The sweep knows better, and answers for it.
+-- A suspect message arrived: claim its item, if this worker may run it.
+-- Guard: the row still has the message's attempt, is not final, and no worker holds it (a row in `running`). An item that
+-- would fail by its next crash must run alone: it is claimed only then, so that no crash is charged to it while it waits.
+-- Only an item that no other worker holds waits. This statement may miss a very recent claim; the claim after the wait
+-- sees it. Caller: attempts/claim, before the actor, and only for suspect messages. Waits for a lock for
+-- LOCK_WAIT_SECONDS at most. Rows: Claim; none: no such item. A holder whose heartbeat is late counts as alive here: after
+-- an outage all heartbeats are late. The sweep declares workers dead.
 WITH found AS MATERIALIZED (
     SELECT state, attempt, coalesce(crashes, 0) AS crashes, attempt = %(attempt)s AND state IN ('waiting', 'retrying') AS open,
            coalesce(crashes, 0) < %(MAX_CRASHES)s - 1 OR %(alone)s AS ready
@@ -26,17 +26,17 @@ LEFT JOIN callboard.running AS r ON found.open AND NOT found.ready AND r.job_id 
 LEFT JOIN callboard.workers AS w ON w.id = coalesce(held.worker, r.worker)
 
 -- name: release_item
--- A claimed item is not run: its job was paused or stopped meanwhile.
--- Guard: this worker holds it for that attempt. Caller: InFlight. No row: the worker was taken for dead and the item rescued.
+-- A claimed item must not run: its job was paused or stopped meanwhile.
+-- Guard: this worker holds it for that attempt. Caller: InFlight. No row: the worker was declared dead and the item rescued.
 -- Waits for a lock for LOCK_WAIT_SECONDS at most.
 DELETE FROM callboard.running USING {lock_wait}
 WHERE job_id = %(job)s AND item = %(item)s AND attempt = %(attempt)s AND worker = %(worker)s
 
 -- name: postpone
--- A message came to a worker that lacks its actor. It waits as a row: for a moment while a worker that has the actor
--- lives, else until one comes (make_postponed_due), or has not come for too long.
--- Guard: the row still carries that attempt and waits, and nobody holds it.
--- Caller: the hooks, for a message whose actor is missing. Rows: one, whether the item is to fail now.
+-- A message reached a worker without its actor. It waits in the outbox: for POSTPONE_SECONDS if a live worker has the
+-- actor, else until one has it (make_postponed_due), or none has announced it for too long.
+-- Guard: the row still has that attempt and waits, and no worker holds it.
+-- Caller: the hooks, for a message whose actor is missing. Rows: one, whether the item must fail now.
 -- Lock order: the item, its turn, its row of the outbox. Waits for a lock for LOCK_WAIT_SECONDS at most.
 WITH found AS MATERIALIZED (
     SELECT i.job_id, i.item, i.attempt, i.queue, {unknown_too_long} AS fails
@@ -53,7 +53,7 @@ WITH found AS MATERIALIZED (
                 THEN now() + make_interval(secs => %(POSTPONE_SECONDS)s) ELSE timestamptz '9999-01-01Z' END,
            false, true, true
     FROM waiting
-    -- Delivered before its publisher said so: under another id, or that would take the row away.
+    -- Delivered before its publisher settled the row: the new id keeps the publisher from deleting it.
     ON CONFLICT (job_id, item) DO UPDATE
     SET id = DEFAULT, awaits = excluded.awaits, due_at = excluded.due_at, claimed_until = NULL, suspect = true,
         resend = true
@@ -62,20 +62,20 @@ WITH found AS MATERIALIZED (
 SELECT EXISTS (SELECT FROM found WHERE fails)
 
 -- part: unknown_too_long
--- Whether the item `i` of the job `j` has an actor of its own that no worker announced in the time for that. If it is the
--- job's actor, the job is stopped: see stop_jobs_without_actor.
+-- Whether the item `i` of the job `j` has its own actor, which no worker has announced within `actor_wait`. For the job's
+-- actor, the job is stopped: see stop_jobs_without_actor.
 coalesce(i.actor <> coalesce(j.actor, '')
          AND NOT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = i.actor)
          AND greatest(i.sent_at, j.not_before, j.control_at) < now() - make_interval(secs => %(actor_wait)s::float8), false)
 
 -- name: make_postponed_due
--- A worker lives again that has the actor of these messages, or none has announced it for too long: they are due.
--- Guard: they still wait. One that another transaction has locked, or the turn of which, is woken at the next look, if it
--- waits then. Of those whose actor is there a `batch` is woken; of an actor that no worker announced the `limit` oldest are
--- looked at: the others have waited for less long.
+-- Postponed messages become due: a live worker has their actor, or no worker has announced it for too long.
+-- Guard: they still wait. If another transaction has locked a message or its turn, a later call makes it due.
+-- A call takes a `batch` of messages with a live worker, and the `limit` oldest messages of each actor that no worker
+-- announced: the others have waited for a shorter time.
 -- Caller: the sweep. Lock order: turns and rows of the outbox, without waiting for any.
 WITH RECURSIVE awaited AS (
-    -- Each actor that is waited for, by one step down the index.
+    -- Each actor that messages wait for, found by one index step.
     (SELECT o.awaits AS actor FROM callboard.outbox AS o
      WHERE o.due_at = timestamptz '9999-01-01Z' ORDER BY o.awaits LIMIT 1)
     UNION ALL
@@ -85,8 +85,8 @@ WITH RECURSIVE awaited AS (
 ), able AS (
     SELECT DISTINCT unnest(actors) AS actor FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), known AS (
-    -- Its turn first: the update of a message changes its turn. Those of a job whose turn is locked keep no other from being
-    -- woken.
+    -- Its turn is locked first, because the update of a message changes its turn. A locked turn does not delay messages of
+    -- other jobs.
     SELECT o.id FROM awaited AS a CROSS JOIN LATERAL (
         SELECT o.id, o.job_id, o.queue FROM callboard.outbox AS o
         WHERE o.due_at = timestamptz '9999-01-01Z' AND {of_actor} ORDER BY o.awaits, o.id
@@ -112,23 +112,23 @@ UPDATE callboard.outbox AS o SET due_at = now()
 FROM (SELECT id FROM known UNION ALL SELECT id FROM unknown) AS w WHERE o.id = w.id
 
 -- part: of_actor
--- Whether the message `o` waits for the actor `a.actor`. It is compared as from and to: of one that equals it the planner may
--- read the messages that wait for all other actors, in the order of the primary key or in none.
+-- Whether the message `o` waits for the actor `a.actor`. Compared by >= and <=: with = the planner may read the messages
+-- that wait for all other actors, in the order of the primary key or in none.
 o.awaits >= a.actor AND o.awaits <= a.actor
 
 -- name: lock_parked
--- Items whose messages are about to be parked, locked by a statement of its own: what two workers that park
--- copies of one message do is seen by the second only in the next statement. Caller: park. Lock order: items by key.
--- Has the transaction wait for a lock for LOCK_WAIT_SECONDS at most.
+-- Lock the items whose messages are about to be parked. A statement of its own: if two workers park copies of one message,
+-- the second sees the changes of the first only in its next statement. Caller: park. Lock order: items by key.
+-- The transaction waits for a lock for LOCK_WAIT_SECONDS at most.
 SELECT FROM unnest(%(job)s::bigint[], %(item)s::int[]) AS g (job_id, item)
 JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item CROSS JOIN {lock_wait}
 ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 
 -- name: park
--- Messages of paused jobs arrived, or messages were given back that no thread gets to; they leave RabbitMQ and are published
--- again, in order, in the turn of their job, when that goes on.
--- Transition: retrying -> waiting, for it was published. Guard: the row still carries that attempt and isn't final.
--- A row of the outbox that its publisher has not settled yet gets a new id, so that settling it does not lose this one.
+-- Messages of paused jobs arrived, or messages were given back because no thread is free. They leave RabbitMQ and are
+-- published again, in order, in the turn of their job, when the job is resumed.
+-- Transition: retrying -> waiting, because it was published. Guard: the row still has that attempt and is not final.
+-- An outbox row that its publisher has not settled yet gets a new id, so that the publisher does not delete it.
 -- Caller: parking. Lock order: items by key, their outbox rows, then jobs by id.
 WITH held AS (
     SELECT i.job_id, i.item, i.attempt, i.queue, i.state, i.attempt = g.attempt AND i.state IN ('waiting', 'retrying') AS open
@@ -137,7 +137,7 @@ WITH held AS (
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), open AS (
     SELECT job_id, item, attempt, queue, state FROM held WHERE open
-), lying AS (
+), in_outbox AS (
     SELECT o.job_id, o.item, o.first, o.in_turn
     FROM open JOIN callboard.outbox AS o ON o.job_id = open.job_id AND o.item = open.item
     ORDER BY o.job_id, o.item FOR UPDATE OF o
@@ -148,7 +148,7 @@ WITH held AS (
 ), parked AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
     SELECT o.job_id, o.item, o.attempt, coalesce(o.queue, ''), 'infinity', false, true, true
-    FROM open AS o WHERE (SELECT count(*) FROM lying) >= 0  -- these first
+    FROM open AS o WHERE (SELECT count(*) FROM in_outbox) >= 0  -- these first
     ORDER BY o.job_id, o.item
     ON CONFLICT (job_id, item) DO UPDATE
     SET id = DEFAULT, attempt = excluded.attempt, due_at = excluded.due_at, first = false, suspect = true, in_turn = true,
@@ -158,7 +158,7 @@ WITH held AS (
     FROM (
         SELECT job_id, count(*) AS in_turn, 0 AS published, 0 AS retrying FROM open GROUP BY job_id
         UNION ALL
-        SELECT job_id, -count(*) FILTER (WHERE in_turn), count(*) FILTER (WHERE first), 0 FROM lying GROUP BY job_id
+        SELECT job_id, -count(*) FILTER (WHERE in_turn), count(*) FILTER (WHERE first), 0 FROM in_outbox GROUP BY job_id
         UNION ALL
         SELECT job_id, 0, 0, count(*) FROM waiting GROUP BY job_id
     ) AS part

@@ -1,13 +1,13 @@
 -- name: lock_jobs
--- Jobs that are about to get items, or to be recounted, locked in order of id.
+-- Lock jobs that are about to get items, or to be recounted, in order of id.
 -- Caller: the store of sends, the callback dispatcher, the repair of counters. Rows: (id, whether it takes items).
 SELECT id, finished_at IS NULL AND stopping IS NULL AND stages IS NULL AND NOT sealed FROM callboard.jobs
 WHERE id = ANY(%(jobs)s) ORDER BY id FOR NO KEY UPDATE
 
 -- name: recount_jobs
--- The counters of jobs, anew from their rows. They must be locked, by a statement before this one: what
--- committed until then is counted, and what commits later adds to it.
--- Transition: none, but for a job that was completed too early: it runs again. Caller: the repair of counters.
+-- Recount the counters of jobs from their rows. An earlier statement must have locked the jobs: then everything committed
+-- before is counted, and later commits add to it.
+-- Transition: none, except for a job that was completed too early: it runs again. Caller: the repair of counters.
 UPDATE callboard.jobs AS j
 SET total = c.total,
     bulk_end = least(j.bulk_end, c.total),
@@ -35,8 +35,8 @@ FROM (
 WHERE j.id = c.id
 
 -- part: counted_items
--- What the counters of the job `k` must be, by its items and their rows in the outbox: the row `c`.
--- Each row of the outbox looks up its item: to join them, the planner may compare all of a job that it doesn't know.
+-- The right counters of the job `k`, from its items and their rows in the outbox: the row `c`.
+-- Each outbox row looks up its item: in a join, the planner may compare all rows of a job without statistics.
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE o.in_turn) AS in_turn, count(*) FILTER (WHERE i.state = 'retrying') AS parked,
            count(*) FILTER (WHERE o.first AND i.sent_at IS NOT NULL) AS to_come
@@ -61,14 +61,14 @@ CROSS JOIN LATERAL (
 ) AS c
 
 -- name: pause_job
--- Nothing of this job starts until it is resumed. Transition: pending | running -> paused.
+-- Pause a job: no more items start until it is resumed. Transition: pending | running -> paused.
 -- Guard: not stopping. Caller: actions.pause, retry. Rows: (id); none: see job_status.
 UPDATE callboard.jobs SET state = 'paused', epoch = epoch + 1, control_at = clock_timestamp(), updated_at = now()
 WHERE id = %(job)s AND state IN ('pending', 'running') AND stopping IS NULL
 RETURNING id
 
 -- name: resume_job
--- It goes on. Transition: paused -> pending | running. Guard: not stopping.
+-- Resume a job. Transition: paused -> pending | running. Guard: not stopping.
 -- Caller: actions.resume. Rows: (id); none: see job_status.
 UPDATE callboard.jobs
 SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
@@ -77,8 +77,8 @@ WHERE id = %(job)s AND state = 'paused' AND stopping IS NULL
 RETURNING id
 
 -- name: stop_job
--- Nothing of this job starts any more. Transition: open -> stopping; close_stopped makes it final when the last
--- item in hand has ended. Guard: open and not stopping.
+-- Stop a job: no more items start. Transition: open -> stopping; close_stopped makes it final when its last running item
+-- has ended. Guard: open and not stopping.
 -- Caller: actions.cancel. Rows: (id); none: see job_status.
 UPDATE callboard.jobs
 SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, {stops}
@@ -86,15 +86,16 @@ WHERE id = %(job)s AND finished_at IS NULL AND stopping IS NULL
 RETURNING id
 
 -- part: stops
--- What each stop of a job writes beside: workers read of it, and a standing job is sealed, for its day goes to a new one.
+-- The columns that every stop of a job writes, too: workers read them, and a standing job is sealed, so that a new one
+-- takes the sends of its day.
 epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_on IS NOT NULL, updated_at = now()
 
 -- name: stop_overdue_jobs
--- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job whose
--- deadline is before its creation, as it was given or by an action during the submission, is stopped when the submission
--- is over, so that its submitter gets the same answer each time: the job, which is cancelled a moment later.
--- Caller: the sweep; without `writes` it only finds them. Rows: (id). Lock order: jobs without waiting for any: the next
--- look has what is locked; then their turns, for LOCK_WAIT_SECONDS at most.
+-- Stop jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job whose
+-- deadline is before its creation, as submitted or after an action during the submission, is stopped only after the
+-- submission, so that its submitter always gets the same answer: the job, which is cancelled soon after.
+-- Caller: the sweep; without `writes` it only finds them. Rows: (id). Lock order: jobs without waiting for any: a later
+-- call stops the locked ones; then their turns, for LOCK_WAIT_SECONDS at most.
 WITH late AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL AND {of_page}
@@ -110,9 +111,9 @@ WITH late AS (
 SELECT id FROM late
 
 -- name: stop_jobs_without_actor
--- Jobs whose actor no worker announced in the time for that. Transition: open -> stopping, to be failed, with the reason.
--- Guard: neither paused nor stopping; of a stage, the one before has ended. The time begins when the job could have run.
--- Caller: the sweep. Rows, `writes` and lock order: as of `stop_overdue_jobs`.
+-- Stop jobs whose actor no worker has announced within `actor_wait`. Transition: open -> stopping, to be failed, with the
+-- reason. Guard: neither paused nor stopping; the stage before a stage has ended. The time begins when the job could have
+-- run. Caller: the sweep. Rows, `writes` and lock order: as in `stop_overdue_jobs`.
 WITH waiting AS (
     SELECT j.id FROM callboard.jobs AS j
     LEFT JOIN callboard.jobs AS before ON before.parent_id = j.parent_id AND before.stage = j.stage - 1
@@ -132,15 +133,15 @@ WITH waiting AS (
 SELECT id FROM waiting
 
 -- name: stop_jobs_of_queue
--- The messages of a queue are dropped. Transition: open -> stopping, to be cancelled. Guard: not stopping, has items that
--- did not end, and the queue is its own, or that of such an item.
+-- Stop the jobs of a queue whose messages are dropped. Transition: open -> stopping, to be cancelled. Guard: not stopping,
+-- has items that have not ended, and the queue is the job's, or the queue of such an item.
 -- Caller: TrackedBroker.flush. Rows: (id, state, epoch, stopping). Lock order: jobs by id.
 WITH dropped AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
       AND j.total > j.succeeded + j.failed + j.skipped + j.cancelled
       AND (j.queue = %(queue)s
-           -- Down the index: an EXISTS may read the items of all jobs that ever were.
+           -- By the index: an EXISTS may read the items of all jobs in the table.
            OR (SELECT true FROM callboard.items AS i
                WHERE i.job_id = j.id AND i.queue = %(queue)s AND i.state IN ('waiting', 'retrying') LIMIT 1))
     ORDER BY j.id FOR NO KEY UPDATE
@@ -152,7 +153,7 @@ FROM dropped WHERE j.id = dropped.id
 RETURNING j.id, j.state::text, j.epoch, true
 
 -- name: queue_has_open_items
--- Whether an item of a queue did not end, and its job goes on. Caller: TrackedBroker.join. Rows: one.
+-- Whether a queue has items that have not ended, in jobs that go on. Caller: TrackedBroker.join. Rows: one.
 SELECT EXISTS (
     SELECT FROM callboard.jobs AS j CROSS JOIN LATERAL (
         SELECT FROM callboard.items AS i
@@ -163,10 +164,10 @@ SELECT EXISTS (
 )
 
 -- name: close_stopped
--- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
--- Guard: every worker had the time to hear of it (CONTROLS_HEARD_SECONDS), or nothing was ever published and no publisher is at
--- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
--- Caller: actions.cancel, stages, the heartbeat, the sweep. Rows, `writes` and lock order: as of `stop_overdue_jobs`.
+-- Close jobs that are being stopped and have no running items. Transition: stopping -> failed | cancelled.
+-- Guard: every worker had time to read it (CONTROLS_HEARD_SECONDS), or nothing was ever published and no publisher has a
+-- claim, or no worker is alive; and no item has a row in `running`. A job of stages ends with its stages (end_parent).
+-- Caller: actions.cancel, stages, the heartbeat, the sweep. Rows, `writes` and lock order: as in `stop_overdue_jobs`.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL AND {of_page}
@@ -184,8 +185,9 @@ WITH done AS (
 SELECT id FROM done
 
 -- name: close_jobs
--- Sealed jobs with nothing left to do that nobody closed. It repairs what should never happen.
--- Transition: pending | running | paused -> completed. Caller: the sweep. Rows, `writes` and lock order: likewise.
+-- Close sealed jobs whose items are all final and that are still open. This should never happen.
+-- Transition: pending | running | paused -> completed. Caller: the sweep. Rows, `writes` and lock order: as in
+-- `stop_overdue_jobs`.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.sealed AND j.stopping IS NULL
@@ -198,8 +200,8 @@ WITH done AS (
 SELECT id FROM done
 
 -- name: job_facts
--- What an app has said of a job; of a stage, what it has said of the whole. Caller: a worker whose actor asks for it, once a
--- job. Rows: JobFacts; none: the job is deleted.
+-- The app's data of a job; for a stage, the data of its parent. Caller: a worker whose actor asks for it, once per job.
+-- Rows: JobFacts; none: the job is deleted.
 SELECT coalesce(p.tenant, j.tenant), coalesce(p.key, j.key), coalesce(p.metadata, j.metadata)::text, coalesce(p.trace, j.trace)
 FROM callboard.jobs AS j LEFT JOIN callboard.jobs AS p ON p.id = j.parent_id
 WHERE j.id = %(job)s

@@ -1,19 +1,19 @@
 -- name: renew_claim
--- A publisher goes on with a job.
+-- Renew a publisher's claim of a job.
 -- Guard: the claim is still this publisher's (its token), the job open, neither paused nor being stopped.
--- Caller: the publisher, while it waits for the broker, and in each transaction that only the holder of the claim may do.
--- Rows: (id); none: undo. Waits for a lock for LOCK_WAIT_SECONDS at most.
+-- Caller: the publisher, while it waits for the broker, and in each transaction that only the holder of the claim may
+-- commit. Rows: (id); none: roll back. Waits for a lock for LOCK_WAIT_SECONDS at most.
 UPDATE callboard.jobs SET publish_until = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) FROM {lock_wait}
 WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
   AND finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
 RETURNING id
 
 -- name: move_to_outbox
--- A stretch of bulk items goes into the outbox, each in its lane, to be published in the job's turn. The
--- watermark moves over it; the claim is renewed.
+-- Move a range of bulk items to the outbox, each with its lane, to be published in the job's turn. The watermark moves over
+-- the range; the claim is renewed.
 -- Guard: the claim is still this publisher's (its token), the job neither paused nor being stopped; an item waits and
--- has no message in the outbox. Caller: the publisher. Rows: (items set aside); none: undo.
--- Lock order: items by key, rows of the outbox, then the job: see republish, and why OFFSET 0.
+-- has no message in the outbox. Caller: the publisher. Rows: (items moved); none: roll back.
+-- Lock order: items by key, rows of the outbox, then the job: see republish, also for OFFSET 0.
 WITH aside AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn, lane)
     SELECT i.job_id, i.item, i.attempt, 'infinity', false, i.item < %(suspect_below)s, true, a.lane
@@ -37,9 +37,9 @@ WHERE j.id = %(job)s AND j.publish_token = %(token)s AND j.publish_until IS NOT 
 RETURNING counted.aside
 
 -- name: messages_without_lane
--- Messages of a job that could be published in its turn and whose lane is not known yet: retries, what was
--- parked or is sent again, children. Caller: the publisher, which holds the job's claim. Rows: (outbox id, args); as many
--- as have `bytes` of arguments, one at least.
+-- Messages of a job that could be published in its turn and have no lane yet: retries, parked and lost messages, children.
+-- Caller: the publisher, which holds the job's claim. Rows: (outbox id, args); about `bytes` of arguments, but at least one
+-- row.
 SELECT id, args FROM (
 SELECT o.id, i.args, sum(octet_length(i.args)) OVER (ORDER BY o.id) - octet_length(i.args) AS before
 FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
@@ -62,8 +62,8 @@ WHERE o.id IN (
 WHERE before < %(bytes)s
 
 -- name: set_lanes
--- The lanes of messages in the outbox. Caller: the publisher, which holds the job's claim, and its lock. One
--- that was settled or written anew meanwhile has another id, or none; one that somebody has locked is set later.
+-- Set the lanes of messages in the outbox. Caller: the publisher, which holds the job's claim, and its lock. A message that
+-- was settled or rewritten meanwhile has another id, or none; a later call sets the lane of a locked one.
 -- Lock order: the job, then rows of the outbox without waiting for any.
 WITH known AS (
     SELECT o.id, t.lane FROM callboard.outbox AS o
@@ -73,8 +73,8 @@ WITH known AS (
 UPDATE callboard.outbox AS o SET lane = known.lane FROM known WHERE o.id = known.id
 
 -- name: items_in_flight
--- What is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: (item, args), by item; as
--- many as have `bytes` of arguments, one at least.
+-- The items in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: (item, args), by item;
+-- about `bytes` of arguments, but at least one row.
 SELECT item, args FROM (
     SELECT l.item, i.args, sum(octet_length(i.args)) OVER (ORDER BY l.item) - octet_length(i.args) AS before
     FROM callboard.lanes AS l
@@ -84,13 +84,13 @@ SELECT item, args FROM (
 WHERE before < %(bytes)s ORDER BY item
 
 -- name: count_in_flight
--- How much is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: one.
+-- How many items of a job's lanes are in flight. Caller: the publisher, which holds the job's claim. Rows: one.
 SELECT count(*) FROM callboard.lanes WHERE job_id = %(job)s
 
 -- name: clear_message_lanes
--- Lanes go by another argument now: those of a job's messages are found anew.
--- Caller: the publisher, which holds the job's claim. Lock order: items by key, then their outbox rows: see republish, and
--- why OFFSET 0.
+-- Another argument decides the lanes now: clear the lanes of a job's messages.
+-- Caller: the publisher, which holds the job's claim. Lock order: items by key, then their outbox rows: see republish, also
+-- for OFFSET 0.
 WITH held AS (
     SELECT i.job_id, i.item
     FROM (SELECT item FROM callboard.outbox WHERE job_id = %(job)s AND lane IS NOT NULL ORDER BY item) AS o
@@ -102,9 +102,9 @@ WITH held AS (
 UPDATE callboard.outbox AS o SET lane = NULL FROM held WHERE o.job_id = held.job_id AND o.item = held.item
 
 -- name: change_lanes
--- The lanes of what is in flight, by the argument that a job's lanes go by now. Those that were held back were others.
--- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes, which only such a
--- holder waits for.
+-- Set the lanes of items in flight by the argument that now decides the lanes. Holds of the old lanes are removed.
+-- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes, for which only the
+-- holder of the claim waits.
 WITH known AS MATERIALIZED (
     SELECT %(job)s::bigint AS job_id, t.* FROM unnest(%(item)s::int[], %(lane)s::text[]) AS t (item, lane)
 ), changed AS (
@@ -114,11 +114,11 @@ WITH known AS MATERIALIZED (
 UPDATE callboard.jobs AS j
 SET applied_lane_by = %(by)s, holds = jsonb_strip_nulls(jsonb_build_object('*', j.holds -> '*')),
     control_at = CASE WHEN j.holds IS NULL THEN j.control_at ELSE clock_timestamp() END
-FROM (SELECT count(*) FROM changed) AS these_first WHERE j.id = %(job)s
+FROM (SELECT count(*) FROM changed) AS after_changed WHERE j.id = %(job)s
 
 -- name: free_lanes
--- What ended, or waits in the outbox for another turn (a retry, parked, lost and sent again), leaves its lane.
--- What a publisher has claimed there is still in flight, also when the claim lapsed: it may have been sent.
+-- Remove items from their lanes that ended, or wait in the outbox again (a retry, parked, or lost).
+-- Messages that a publisher has claimed are still in flight, even if the claim expired: they may have been sent.
 -- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes.
 DELETE FROM callboard.lanes AS l
 WHERE l.job_id = %(job)s
@@ -127,12 +127,13 @@ WHERE l.job_id = %(job)s
                   WHERE o.job_id = l.job_id AND o.item = l.item AND o.claimed_until IS NULL OFFSET 0))
 
 -- name: claim_lanes
--- Messages of a job whose lanes have room, by item, for as long as the lease lasts; they are in flight now.
--- Guard: unclaimed, or abandoned by a publisher (then it may have been published: suspect, and it has its place already).
+-- Claim messages of a job whose lanes have room, by item, until the lease expires; they are in flight now.
+-- Guard: unclaimed, or abandoned by a publisher (then it may have been published: suspect, and already in its lane).
 -- Caller: the publisher, which holds the job's claim, and its lock. Rows: Outgoing.
--- Lock order: the job, then rows of the outbox without waiting for any, then lanes, which only such a holder locks.
+-- Lock order: the job, then rows of the outbox without waiting for any, then lanes, which only the holder of the claim
+-- locks.
 WITH RECURSIVE lane AS (
-    -- Each lane of which something waits, by one step down the index a lane.
+    -- Each lane with a waiting message, found by one index step per lane.
     (SELECT o.lane AS name FROM callboard.outbox AS o
      WHERE o.job_id = %(job)s AND o.lane IS NOT NULL ORDER BY o.lane LIMIT 1)
     UNION ALL
@@ -145,7 +146,8 @@ WITH RECURSIVE lane AS (
           UNION ALL SELECT l.lane, 1 FROM callboard.lanes AS l WHERE l.job_id = %(job)s) AS part
     GROUP BY name
 ), next AS (
-    -- The lanes with items in flight, and as many others as may be, by the first item that waits in each: none that is held back.
+    -- The lanes with items in flight, and as many other lanes as allowed, by the first waiting item of each. Lanes that are
+    -- held back are left out.
     SELECT name, items FROM (
         SELECT used.*, h.held, row_number() OVER (ORDER BY used.items = 0, h.held, o.item) AS place
         FROM used
@@ -183,7 +185,7 @@ WITH RECURSIVE lane AS (
     SELECT free.id, %(job)s::bigint AS job_id, free.item, o.lapsed FROM (SELECT * FROM free ORDER BY item) AS free
     CROSS JOIN LATERAL (
         SELECT o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
-        -- Once more, for these are looked at as they are when they are locked.
+        -- Checked again, because these rows are read as they are after the lock.
         WHERE o.id = free.id AND NOT o.dead AND (o.in_turn AND o.due_at = 'infinity' OR o.due_at <= now())
           AND (o.claimed_until IS NULL OR o.claimed_until <= now()) OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS o
@@ -196,9 +198,9 @@ WITH RECURSIVE lane AS (
 ORDER BY c.item
 
 -- name: hold
--- An item asks to hold back its lane for a while, or its job if that has no lanes. Guard: open, and not being stopped. The
--- item may have ended by now and left its lane: `lanes` has the lane that it is in by each of its arguments.
--- Holds that are over are dropped. Workers hear of it: they park messages of the lane that RabbitMQ holds already.
+-- Hold back the lane of an item for a while, or its job if that has no lanes. Guard: open, and not being stopped. The item
+-- may have ended and left its lane: `lanes` has its lane by each of its arguments.
+-- Holds that are over are removed. Workers read the hold, and park messages of the lane that RabbitMQ already delivered.
 -- Caller: a worker whose actor calls callboard.hold. Rows: JobControl. Lock order: the job, then its turns. Waits for a lock
 -- for LOCK_WAIT_SECONDS at most.
 WITH asked AS (

@@ -1,11 +1,13 @@
 -- name: bound_lock_waits
--- A step of a migration waits so long for a lock, since all others wait behind it. Caller: migrate, in its transaction.
+-- Limits how long a step of a migration waits for a lock, because other sessions wait behind it. Caller: migrate, in its
+-- transaction.
 SET LOCAL lock_timeout = '2s'
 
 -- name: prepare_schema
--- The schema and the list of its migrations, under a lock that ends with the transaction.
--- Caller: migrate, first thing. CREATE … IF NOT EXISTS alone isn't safe when two start at once: hence the lock. And it asks
--- for the right to create also what is there, as a schema that somebody else has made for this role: hence the IF.
+-- Create the schema and the list of its migrations, under a lock that ends with the transaction.
+-- Caller: migrate, first. CREATE … IF NOT EXISTS alone is not safe when two processes start at once: hence the lock. It
+-- also needs the right to create when the object exists, such as a schema that an administrator made for this role: hence
+-- the IF.
 DO $$ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('callboard.migrate', 0));
     IF to_regnamespace('callboard') IS NULL THEN
@@ -26,16 +28,16 @@ END $$
 INSERT INTO callboard.migrations (number, name, breaking) VALUES (%s, %s, %s)
 
 -- name: applied_migrations
--- Every migration the database has had. Caller: migrate, each process's check at its start, the heartbeat.
+-- The applied migrations. Caller: migrate, each process's check at its start, the heartbeat.
 SELECT number, name, breaking FROM callboard.migrations ORDER BY number
 
 -- name: limits_of_sessions
--- Limits that the role, the database or the server sets for each session. Caller: migrate, and each process's check at its
--- start. Rows: (name, seconds; 0: none), of those that this server knows.
+-- The session limits that the role, the database or the server sets. Caller: migrate, and each process's check at its
+-- start. Rows: (name, seconds; 0: none), for limits that this server supports.
 SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name = ANY (%s) ORDER BY name
 
 -- name: missing_rights
--- The statements that give this role the rights that it lacks, of those that a worker needs.
+-- The statements that grant this role the missing rights among those that a worker needs.
 -- Caller: migrate.check_rights. Rows: (statement).
 SELECT 'GRANT ' || missing || ' TO ' || quote_ident(current_user)
 FROM (
@@ -58,13 +60,13 @@ FROM (
 ) AS m
 
 -- name: tables_with_hidden_rows
--- A table of ours of which this role may not see or change every row, if there is one. Caller: migrate.check_database.
+-- One of our tables in which this role may not see or change every row, if there is one. Caller: migrate.check_database.
 -- Rows: (name).
 SELECT relname FROM pg_catalog.pg_class
 WHERE relnamespace = to_regnamespace('callboard') AND relkind IN ('r', 'p') AND row_security_active(oid) ORDER BY 1 LIMIT 1
 
 -- name: idle_triggers
--- A trigger of ours that does not run in sessions of this role, if there is one. Caller: migrate.check_database.
+-- One of our triggers that does not run in sessions of this role, if there is one. Caller: migrate.check_database.
 -- Rows: (table, trigger).
 SELECT c.relname, t.tgname
 FROM pg_catalog.pg_trigger AS t

@@ -1,10 +1,10 @@
 -- name: report_running
 -- Attempts that have run for a while get a row in `running`: with their step, their progress, and, if they take far longer
--- than their actor usually does, the place and the stack at which they hang.
--- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is; a stack goes
--- into a row that is there: without one, the worker was taken for dead, and the item runs elsewhere. An item that another
--- transaction has locked is passed by: that may hold it for long, and the journal must not wait meanwhile.
--- Caller: the journal; note_death. Rows: (job, item) of those that were not passed by.
+-- than their actor's mean, the place and the stack at which they hang.
+-- Guard: the item, locked, still has that attempt and is not final; a row of another worker is not changed; a stack is only
+-- added to an existing row: without one, the worker was declared dead, and the item runs elsewhere. An item that another
+-- transaction has locked is skipped: the lock may last long, and the journal must not wait for it.
+-- Caller: the journal; note_death. Rows: (job, item) of those that were not skipped.
 -- Lock order: items by key without waiting for any, then their rows in `running`.
 WITH held AS (
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
@@ -15,7 +15,7 @@ WITH held AS (
                                         place, stack)
     SELECT h.job, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.progress_done, h.progress_total,
            h.place, h.stack
-    FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- these first
+    FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- after all of `held` is locked
       AND (h.stack IS NULL OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = h.job AND r.item = h.item OFFSET 0))
     ORDER BY h.job, h.item
     ON CONFLICT (job_id, item) DO UPDATE
@@ -27,9 +27,9 @@ WITH held AS (
 SELECT job, item FROM held
 
 -- name: touch_jobs
--- Items of these jobs were started here for the first time, or said what they are doing.
--- Transition: pending -> running. Guard: not stopped. Caller: the journal. Rows: (id) of the jobs that are open and were
--- passed by, since another transaction has locked them. Lock order: jobs by id without waiting for any.
+-- The first items of these jobs started in this process, or items reported a step.
+-- Transition: pending -> running. Guard: not stopped. Caller: the journal. Rows: (id) of the open jobs that were skipped,
+-- because another transaction has locked them. Lock order: jobs by id without waiting for any.
 WITH seen AS (
     SELECT * FROM unnest(%(job)s::bigint[], %(step)s::text[]) AS s (job_id, step)
 ), locked AS (
@@ -48,13 +48,13 @@ SELECT j.id FROM seen AS s JOIN callboard.jobs AS j ON j.id = s.job_id
 WHERE j.finished_at IS NULL AND j.id NOT IN (SELECT id FROM locked)
 
 -- part: lock_wait
--- This transaction waits for a lock for LOCK_WAIT_SECONDS at most: a transaction that holds a row of one job for longer must
--- not hold up the other jobs. To be joined below what locks.
+-- Makes this transaction wait for a lock for LOCK_WAIT_SECONDS at most: a transaction that locks a row of one job for longer
+-- must not delay the other jobs. Join it below the locking clause.
 (SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 
 -- name: locked_jobs
--- The jobs of which another transaction has locked the row, or one of these items. Caller: the journal, the publisher and
--- parking, for what waits. Rows: (id). Lock order: items, jobs, without waiting for any.
+-- The jobs whose row, or one of these items, another transaction has locked. Caller: the journal, the publisher and
+-- parking, for their waiting rows. Rows: (id). Lock order: items, jobs, without waiting for any.
 WITH wanted AS (
     SELECT * FROM unnest(%(job)s::bigint[], %(item)s::int[]) AS w (job, item)
 ), free_items AS MATERIALIZED (
@@ -75,9 +75,9 @@ concat('process ', a.pid, ' of ', coalesce(nullif(a.application_name, ''), 'an a
        round(extract(epoch FROM clock_timestamp() - a.state_change)), ' s')
 
 -- name: longest_lock
--- The session with the oldest transaction that has locks of jobs, of items, or of tables of the user's that refer to them,
--- as one line of text: perhaps the one that is waited for. Caller: the journal's warning,
--- retention.delete_rows, requests.action_transaction.
+-- The session with the oldest transaction that holds locks of jobs, of items, or of a user's tables that refer to them, as
+-- one line of text: probably the one that blocks. Caller: the journal's warning, retention.delete_rows,
+-- requests.action_transaction.
 SELECT {session}
 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
 WHERE l.relation IN (SELECT unnest(ARRAY[confrelid, conrelid]) FROM pg_constraint

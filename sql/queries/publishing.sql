@@ -1,7 +1,7 @@
 -- name: due_queues
--- The queues for which something is to be published. Caller: the publisher, each round; none: it has nothing to do.
--- Rows: (queue, whether claim_outbox finds it, whether claim_job does); of those that claim_job finds, one is enough. Of the
--- jobs `passed` only dead letters count.
+-- The queues with something to publish. Caller: the publisher, each round; none: it has nothing to do.
+-- Rows: (queue, whether claim_outbox finds it, whether claim_job does); only one of those that claim_job finds. Of the jobs
+-- `passed` only dead letters count.
 SELECT DISTINCT target, true, false FROM callboard.turns
 WHERE NOT held AND NOT over AND NOT limited AND due_at <= now() AND {its_time_is}
   AND {has_room} AND job_id <> ALL (%(passed)s::bigint[])
@@ -77,22 +77,22 @@ WITH {living}, waiting AS MATERIALIZED (
 ), {next_job}, {claimed_job}
 
 -- part: living
--- The workers that live.
+-- The live workers.
 living AS (
     SELECT actors, threads FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 )
 
 -- part: is_due
--- Whether a turn has come, and is neither of a queue that is full nor of a job that was passed over.
+-- Whether a turn is due, its queue is not full, and its job was not passed over.
 NOT held AND (bulk_at < 'infinity' OR limited) AND (bulk_at <= now() OR limited AND due_at <= now()) AND {its_time_is}
 AND {has_room} AND job_id <> ALL (%(passed)s::bigint[])
 
 -- part: has_room
--- Whether a turn is of a queue that is not `full`. So many rows seem to pass as do with any plan.
+-- Whether the queue of a turn is not `full`. The planner's estimate of this condition does not depend on the parameter.
 target NOT IN (SELECT unnest(%(full)s::text[]))
 
 -- part: next_job
--- The first of `waiting` that can be served, as its job.
+-- The first job of `waiting` that can be served.
 next AS MATERIALIZED (
     -- In the order of `waiting`, and no further than to the first that can be served.
     SELECT w.queue, w.target, w.seq, w.served_at, j.*
@@ -103,12 +103,12 @@ next AS MATERIALIZED (
 )
 
 -- part: unlocked_turn
--- The turn of the row `w`, locked; none while another transaction has it locked.
+-- The turn of the row `w`, locked; no row while another transaction has locked it.
 (SELECT job_id, queue FROM callboard.turns AS t
  WHERE t.job_id = w.job_id AND t.queue = w.queue OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED) AS t
 
 -- part: claimed_job
--- The job `next` is claimed, and its turn is used up.
+-- Claims the job `next`, and uses up its turn.
 turned AS (
     UPDATE callboard.turns AS t
     SET served_at = clock_timestamp(), seq = t.seq + 1, bulk_at = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s),
@@ -171,7 +171,7 @@ WHERE j.id = w.job_id AND j.finished_at IS NULL AND j.stopping IS NULL AND j.sta
           AND l.out - (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) < greatest(ceil(j.rate), 1))
 
 -- name: claim_in_turn
--- Messages that are published in their job's turn (all of a limited job's), for as long as the lease lasts.
+-- Claim messages that are published in their job's turn (all messages of a limited job), until the lease expires.
 -- Guard: unclaimed or abandoned (then it may have been published: suspect). Caller: the publisher, which holds the job's
 -- claim. Rows: Outgoing.
 WITH in_turn AS (
@@ -194,12 +194,12 @@ WITH in_turn AS (
 ORDER BY c.item
 
 -- part: message_bytes
--- The bytes of the message of the item `i`: of its arguments and its options.
+-- The bytes of the message of the item `i`: its arguments and its options.
 (octet_length(i.args) + coalesce(octet_length(coalesce(i.retry_options, i.options)), 0))
 
 -- part: claimed
--- The rows of the outbox that `due` (id, job_id, item, lapsed) has locked are claimed for as long as the lease lasts, as many as have
--- `bytes` of messages, one at least. One that was claimed before is suspect from now on.
+-- Claims the outbox rows that `due` (id, job_id, item, lapsed) has locked, until the lease expires: about `bytes` of messages,
+-- but at least one. A message that was claimed before becomes suspect.
 sized AS (
     SELECT o.id, o.lapsed, sum(i.bytes) OVER (ORDER BY o.id) - i.bytes AS before
     FROM due AS o CROSS JOIN LATERAL (
@@ -213,7 +213,7 @@ sized AS (
 )
 
 -- part: outgoing
--- The messages that `claimed` has. Rows: Outgoing.
+-- The messages of `claimed`. Rows: Outgoing.
 SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.actor), coalesce(i.queue, j.queue),
        coalesce(i.message_uuid::text, i.message_id, c.job_id || '-' || c.item), i.args,
        coalesce(c.options, i.retry_options, i.options),
@@ -222,9 +222,8 @@ SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.acto
 FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.jobs AS j ON j.id = c.job_id
 
 -- name: bulk_items
--- What lies in a stretch of a job's bulk range. Children stored in between have a message id and their own
--- path. Caller: the publisher. Rows: (item, attempt, args, options), by item; as many as have `bytes` of messages, one at
--- least.
+-- The bulk items in a range of a job. Children stored in between are published by the outbox. Caller: the publisher.
+-- Rows: (item, attempt, args, options), by item; about `bytes` of messages, but at least one.
 SELECT item, attempt, args, options FROM (
     SELECT item, attempt, args, coalesce(retry_options, options) AS options,
            sum({message_bytes}) OVER (ORDER BY item) - {message_bytes} AS before
@@ -234,12 +233,13 @@ SELECT item, attempt, args, options FROM (
 WHERE before < %(bytes)s ORDER BY item
 
 -- name: advance_watermark
--- A stretch of bulk items is confirmed. The watermark only moves forward.
+-- A range of bulk items is confirmed. The watermark only moves forward.
 -- Guard: the claim is still this publisher's (its token). Caller: the publisher. Rows: (go on); none: taken over, stop.
--- `keep` renews the claim while the job goes on; otherwise it is given back, with what is uncertain beyond the watermark
--- marked suspect, and the job's turn comes when it has something: now, if something was added since the claim, but not
--- before a `pause`, or before a lane of it is no longer held back. `unserved`: nothing was published, so its turn is given back too. Lock order: the job, then its turn.
--- Waits for a lock for LOCK_WAIT_SECONDS at most; the claim lapses then, and the stretch is published again, as suspect.
+-- `keep` renews the claim while the job goes on; otherwise the claim is released, uncertain items beyond the watermark become
+-- suspect, and the job's next turn is when it has something to publish: now, if something was added since the claim, but
+-- not before a `pause`, or before one of its holds ends. `unserved`: nothing was published, so the job gets its turn back.
+-- Lock order: the job, then its turn. Waits for a lock for LOCK_WAIT_SECONDS at most; after that the claim expires, and the
+-- range is published again, as suspect.
 WITH moved AS (
     UPDATE callboard.jobs
     SET watermark = greatest(watermark, %(watermark)s),
@@ -285,19 +285,19 @@ WITH moved AS (
 SELECT goes_on FROM moved
 
 -- part: is_limited
--- Whether limits of the job `j` have all of it published in its turn.
+-- Whether the limits of the job `j` require that all of it is published in its turn.
 (j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL)
 
 -- part: its_time_is
--- Whether items of a job may start now, by its times in a job's row or a turn. Soon after its deadline the sweep stops it.
+-- Whether items of a job may start now, by the times in its row or its turn. Soon after its deadline the sweep stops it.
 (not_before IS NULL OR not_before <= now()) AND (deadline IS NULL OR deadline > now())
 
 -- name: claim_outbox
--- Messages that are due of jobs without limits, for as long as the lease lasts: of each queue as many as it has room for,
--- of many jobs the same number each. Tenants come in turn, and the jobs of a tenant.
--- Guard: due, unclaimed or abandoned (then it may have been published: suspect), its job open, its time has come, and it
--- is neither paused nor being stopped nor limited (see claim_in_turn); what is for the dead letters goes there whatever
--- became of the job. Of a queue that is not given, and of the jobs `passed`, nothing but that.
+-- Claim due messages of jobs without limits, until the lease expires: for each queue as many as it has room for, from many
+-- jobs the same number each. Tenants are served in turn, and so are the jobs of a tenant.
+-- Guard: due, unclaimed or abandoned (then it may have been published: suspect); its job is open, may start now, and is
+-- neither paused nor being stopped nor limited (see claim_in_turn). Dead letters are published in any state of the job; for
+-- queues that are not given, and for the jobs `passed`, only dead letters.
 -- Caller: the publisher. Rows: Outgoing. Lock order: rows of the outbox, then turns, without waiting for any.
 WITH placed AS (
     SELECT t.*, max(t.served_at) OVER (PARTITION BY t.tenant) AS tenant_served_at,
@@ -312,7 +312,7 @@ WITH placed AS (
     FROM (
         SELECT *, row_number() OVER (
             PARTITION BY target ORDER BY priority, place, tenant_served_at NULLS FIRST, served_at NULLS FIRST, job_id) AS nth
-        FROM placed WHERE place <= 50  -- the others have as many before them, and need not be sorted
+        FROM placed WHERE place <= 50  -- 50 others come before the rest, which need not be sorted
     ) AS p WHERE nth <= 50
 ), timed AS MATERIALIZED (
     SELECT o.*, false AS lapsed FROM picked AS p CROSS JOIN LATERAL (
@@ -356,9 +356,9 @@ WITH placed AS (
 ORDER BY c.due_at
 
 -- name: renew_outbox
--- The broker is slow to confirm these messages: their claims hold for longer.
--- Guard: the row is still claimed, for the attempt that was sent; a claim that expired may be another publisher's.
--- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: of one that is locked the claim expires.
+-- Renew the claims of messages, because the broker confirms slowly.
+-- Guard: the row is still claimed, for the attempt that was sent; an expired claim may now be another publisher's.
+-- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: the claim of a locked row expires.
 WITH held AS (
     SELECT o.id FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt)
     JOIN callboard.outbox AS o ON o.id = s.id AND o.attempt = s.attempt AND o.claimed_until > now()
@@ -368,14 +368,14 @@ UPDATE callboard.outbox AS o SET claimed_until = now() + make_interval(secs => %
 FROM held AS h WHERE o.id = h.id
 
 -- name: confirm_outbox
--- These messages are confirmed. Transition: retrying -> waiting; a first message counts as published, one
--- that was published in its job's turn waits for it no more.
--- Guard: the outbox row still holds the attempt that was sent. One that was written anew meanwhile, for the retry of an
--- attempt that failed already or as its dead letter, stays, and counts as published now; one that is written anew in this
--- very moment keeps its `first`, and counts with its next message.
--- A dead letter that was counted before moves no counter, so its job's row, which flushes lock often, is not locked.
--- The guard of `gone` is a CASE so that the planner takes no index for it: that of the claimed rows would have it compare
--- all of them with each message. It needs no lock before it: the DELETE checks it again in a row that changed meanwhile.
+-- These messages are confirmed: delete their rows. Transition: retrying -> waiting; a first message counts as published, and
+-- a message of the job's turn no longer counts as waiting for it.
+-- Guard: the outbox row still has the attempt that was sent. A row that was rewritten meanwhile, for the retry of an attempt
+-- that has already failed, or as its dead letter, stays, and counts as published now; a row that is being rewritten keeps
+-- its `first`, and counts with its next message.
+-- A dead letter that was already counted changes no counter, so its job's row, which flushes lock often, is not locked.
+-- The guard of `deleted` is a CASE, so that the planner uses no index for it: the index of claimed rows would compare all of
+-- them with each message. It needs no earlier lock: the DELETE checks it again in a row that changed meanwhile.
 -- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id. Waits for a lock for
 -- LOCK_WAIT_SECONDS at most.
 WITH sent AS (
@@ -385,7 +385,7 @@ WITH sent AS (
     FROM sent AS s JOIN callboard.outbox AS o ON o.id = s.id
     JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
-), gone AS (
+), deleted AS (
     DELETE FROM callboard.outbox AS o USING held AS h
     WHERE o.id = h.id AND CASE WHEN o.claimed_until IS NOT NULL THEN o.attempt END = h.attempt
     RETURNING o.job_id, o.item, o.first, o.in_turn, o.dead, h.waits
@@ -398,13 +398,13 @@ WITH sent AS (
     UPDATE callboard.outbox AS o SET first = false, in_turn = false FROM kept AS k WHERE o.id = k.id
 ), moved AS (
     UPDATE callboard.items AS i SET state = 'waiting'
-    FROM gone AS g WHERE i.job_id = g.job_id AND i.item = g.item AND g.waits
+    FROM deleted AS g WHERE i.job_id = g.job_id AND i.item = g.item AND g.waits
     RETURNING i.job_id
 ), delta AS (
     SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(in_turn) AS in_turn
     FROM (
         SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying, count(*) FILTER (WHERE in_turn) AS in_turn
-        FROM (SELECT job_id, first, in_turn FROM gone WHERE first OR in_turn OR NOT dead
+        FROM (SELECT job_id, first, in_turn FROM deleted WHERE first OR in_turn OR NOT dead
               UNION ALL SELECT job_id, first, in_turn FROM kept) AS o GROUP BY job_id
         UNION ALL
         SELECT job_id, 0, count(*), 0 FROM moved GROUP BY job_id
@@ -419,11 +419,11 @@ FROM delta AS d JOIN locked AS l ON l.id = d.job_id
 WHERE j.id = d.job_id
 
 -- name: release_outbox
--- These messages could not be published, or nobody knows; the next publisher that claims them sends them as suspect.
--- Those that were refused are due after a `pause` only, behind all others, or they would be the first each time.
--- Guard: the row is still claimed, for the attempt that was to be sent; else it is that of a retry, or parked.
--- Caller: the publisher. Lock order: rows of the outbox, then their turns, without waiting for any: of what is locked the
--- claim lapses.
+-- Release the claims of messages that were not published, or may have been; the next publisher that claims them publishes
+-- them as suspect. Refused messages are due only after a `pause`, behind all others: otherwise they would always be first.
+-- Guard: the row is still claimed, for the attempt that was to be sent; otherwise it belongs to a retry, or is parked.
+-- Caller: the publisher. Lock order: rows of the outbox, then their turns, without waiting for any: the claims of locked
+-- rows expire.
 WITH unsent AS MATERIALIZED (
     SELECT o.id, o.job_id, o.queue, o.dead, o.attempt = s.attempt AND o.claimed_until IS NOT NULL AS claimed
     FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) JOIN callboard.outbox AS o ON o.id = s.id

@@ -1,6 +1,6 @@
 -- name: jobs_by_id
--- Those of some jobs that exist, of a tenant if one is given, and their stages, in one snapshot.
--- Caller: queries.job, queries.ended_job, queries.jobs_by_id. Rows: as of `jobs`.
+-- The existing ones of some jobs, of a tenant if one is given, and their stages, in one snapshot.
+-- Caller: queries.job, queries.ended_job, queries.jobs_by_id. Rows: as in `jobs`.
 WITH {at_work}, page AS MATERIALIZED (
     SELECT id FROM callboard.jobs
     WHERE id = ANY (%(jobs)s::bigint[]) AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s::text)
@@ -9,12 +9,12 @@ WITH {at_work}, page AS MATERIALIZED (
 ), {described_jobs}
 
 -- name: jobs
--- A page of jobs by id, the newest first; a stage is in none. This one and the next seven differ in `source`: the jobs that
--- the index of one filter finds. The page is looked for among them, `look_at` at most, for no index has the other filters;
--- it ends where it has `limit` jobs. So a list reads the jobs that it shows, and of those that it does not show `look_at`
--- at most. Pairs are compared where the planner could take the primary key for the better way, and `look_at` is kept from
--- it: for so many it would read and sort all.
--- Caller: queries.jobs. Rows: one a job of the page or stage of one, or else one without an id (see `described_jobs`).
+-- A page of jobs by id, the newest first, without stages. This statement and the next seven differ in `source`: the jobs
+-- that the index of one filter finds. At most `look_at` of them are examined for the page, because the other filters have no
+-- index; the page ends at `limit` jobs. So a list reads the jobs that it shows, and at most `look_at` others. Pairs are
+-- compared where the planner might prefer the primary key, and `look_at` is hidden from it: for such a number it would read
+-- and sort all.
+-- Caller: queries.jobs. Rows: one per job of the page or stage of one, or else one without an id (see `described_jobs`).
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT * FROM (
         SELECT j.id, j.deleted_at, {filtered_columns} FROM callboard.jobs AS j
@@ -23,7 +23,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
     ) AS j
     WHERE j.parent_id IS NULL AND j.deleted_at IS NULL ORDER BY j.id DESC
 ), {page_of_jobs}, looked AS (
-    -- Of all rows, for their index has the ids: to read the jobs again would take as long as to look for the page.
+    -- From all rows, because their index has the ids: to read the jobs again would take as long as to find the page.
     SELECT min(id) AS looked_at FROM (
         SELECT j.id FROM callboard.jobs AS j
         WHERE (SELECT count(*) FROM page) < %(limit)s
@@ -34,7 +34,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {described_jobs}
 
 -- name: jobs_of_key
--- See `jobs`: a tenant has one of this key. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: each tenant has at most one with this key. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
     WHERE j.key = %(key)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL
@@ -42,7 +42,7 @@ WITH {created_span}, source AS MATERIALIZED (
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_open
--- See `jobs`: those that are not over. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: the open ones. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.parent_id IS NULL
@@ -51,7 +51,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_actor
--- See `jobs`: those of an actor, and those with a stage of it, by the first of these. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: those of an actor, and those with a stage of the actor, each once. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT s.root AS id, {filtered_columns}
     FROM (
@@ -73,7 +73,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_tenant
--- See `jobs`: those of a tenant. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: those of a tenant. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
     WHERE j.tenant = %(tenant)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL
@@ -83,8 +83,8 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_state
--- See `jobs`: those that ended in one state. It is compared as from and to: of one that equals it, the primary key has the
--- order, too, with all newer jobs of other states before it. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: those that ended in one state. It is compared by >= and <=: with =, the planner may use the order of the
+-- primary key, and read all newer jobs of other states first. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
     WHERE j.state >= %(state)s::callboard.job_state AND j.state <= %(state)s::callboard.job_state
@@ -95,8 +95,8 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_failing
--- See `jobs`: those that may count as failing: of those that are over by their index, and all that are open.
--- Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: those that may be failing: ended ones by their index, and all open ones.
+-- Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT * FROM (
         (SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
@@ -112,7 +112,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_of_sends
--- See `jobs`: the standing jobs. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: the standing jobs. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
     WHERE j.standing_on IS NOT NULL AND j.parent_id IS NULL
@@ -121,8 +121,8 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- part: created_span
--- Between which ids the page lies. Jobs get their ids in the order in which they are created, but for those of the same
--- moment, or when the clock was set back: so a time bounds the ids, with a hundred jobs to spare.
+-- The range of ids of the page. Jobs get their ids in the order of their creation, except at the same moment, or after the
+-- clock was set back. So a time limits the ids, with a margin of a hundred jobs.
 span AS MATERIALIZED (
     SELECT CASE WHEN created.after IS NULL THEN %(low)s::bigint ELSE coalesce((
                SELECT min(id) FROM (
@@ -165,34 +165,34 @@ j.parent_id, j.stage, j.maker, j.sealed, j.held, j.total, j.succeeded, j.failed,
            OR j.finished_at >= (SELECT ended_after FROM span))
       AND (%(names)s::text[] = '{}' OR lower(j.name) LIKE ALL (ARRAY(SELECT lower(p) FROM unnest(%(names)s::text[]) AS p)))
       AND (%(fields)s::text[] = '{}'
-           OR (j.metadata ->> (%(fields)s::text[])[1]) = (%(values)s::text[])[1]  -- first, for most differ in it
+           OR (j.metadata ->> (%(fields)s::text[])[1]) = (%(values)s::text[])[1]  -- first, because most jobs differ in it
            AND NOT EXISTS (SELECT FROM unnest(%(fields)s::text[], %(values)s::text[]) AS m (field, value)
                            WHERE (j.metadata ->> m.field) IS DISTINCT FROM m.value OFFSET 0))
     ORDER BY j.id DESC LIMIT %(limit)s
 )
 
 -- part: looked_at_source
--- The last job that was looked at, where fewer than `limit` were found and there may be more.
+-- The last job that was examined, if fewer than `limit` were found and there may be more.
 looked AS (
     SELECT min(id) AS looked_at FROM (SELECT id FROM source WHERE (SELECT count(*) FROM page) < %(limit)s) AS s
     HAVING count(*) >= %(look_at)s
 )
 
 -- part: described_jobs
--- The jobs of `page` with all that a description is derived from (job_view.py), then their stages, in one snapshot.
--- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten.
--- A job that is over has nothing in `running`, and its samples are not asked for: a condition of the join would be looked at
--- only after the lookup had run.
--- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job
--- stands still, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
+-- The jobs of `page` with all data for their description (job_view.py), then their stages, in one snapshot.
+-- Items are not counted, and at most one is read: a job of ten million items costs the same as one of ten.
+-- An ended job has no rows in `running`, and its samples are not read: the condition is inside the lookups, because a
+-- condition of the join would be checked only after them.
+-- Rows: one per job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job stands still,
+-- `hung` (at most ten items, the longest running first) is NULL unless an item hangs.
 shown AS MATERIALIZED (
     SELECT j.*, false AS within FROM page JOIN callboard.jobs AS j ON j.id = page.id
     UNION ALL
     SELECT s.*, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
-), hands AS MATERIALIZED (
-    -- Of all living workers (actor NULL), and of those that have an actor of these jobs: how many, their trouble, the items
-    -- they have in hand, and whether any takes the job's queue. Many workers may have many actors: those of other jobs are
-    -- left out first.
+), able_workers AS MATERIALIZED (
+    -- For all live workers (actor NULL), and for those that have an actor of these jobs: how many, their trouble, the items
+    -- that they run, and whether any consumes the job's queue. There may be many workers with many actors, so actors of
+    -- other jobs are removed first.
     SELECT a.actor, p.queue, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items,
            bool_or(p.queue = ANY (w.queues)) AS taken
     FROM living AS w
@@ -204,7 +204,7 @@ shown AS MATERIALIZED (
     LEFT JOIN (SELECT DISTINCT actor, queue FROM shown) AS p ON p.actor = a.actor
     GROUP BY a.actor, p.queue
 ), in_flight AS MATERIALIZED (
-    -- Of all jobs at once: where few jobs have nearly all rows of `running`, the planner reads all of it for each lookup.
+    -- For all jobs at once: if few jobs have nearly all rows of `running`, the planner would read all of it for each lookup.
     SELECT r.job_id, count(*) AS in_hand, {done_in_part} AS in_part, count(r.stack) AS hanging
     FROM shown AS j JOIN callboard.running AS r ON r.job_id = j.id WHERE j.finished_at IS NULL GROUP BY r.job_id
 )
@@ -215,13 +215,13 @@ SELECT j.id, j.name, j.tenant, j.actor, j.queue, j.state, j.stopping, j.reason, 
        coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, now() AS read_at,
        j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, j.within,
-       coalesce(hand.in_hand, 0) AS in_hand, coalesce(hand.in_part, 0) AS in_part,
+       coalesce(flight.in_hand, 0) AS in_hand, coalesce(flight.in_part, 0) AS in_part,
        sample.taken_at AS sampled_at, sample.final AS sampled_final, sample.in_part AS sampled_in_part,
        still.moved_at, still.alive, still.able, still.taken, still.due_at, still.missing, still.trouble, still.elsewhere,
        hanging.hung, (SELECT looked_at FROM looked) AS looked_at
 FROM (SELECT) AS one
 LEFT JOIN shown AS j ON true
-LEFT JOIN in_flight AS hand ON hand.job_id = j.id
+LEFT JOIN in_flight AS flight ON flight.job_id = j.id
 LEFT JOIN LATERAL ({stage_before}) AS before ON true
 LEFT JOIN LATERAL (
     (SELECT s.taken_at, s.final, s.in_part FROM callboard.samples AS s
@@ -234,7 +234,7 @@ LEFT JOIN LATERAL (
     ORDER BY taken_at DESC LIMIT 1
 ) AS sample ON true
 LEFT JOIN LATERAL (
-    SELECT greatest(j.updated_at, before.ended) AS moved_at, coalesce((SELECT able FROM hands WHERE actor IS NULL), 0) AS alive,
+    SELECT greatest(j.updated_at, before.ended) AS moved_at, coalesce((SELECT able FROM able_workers WHERE actor IS NULL), 0) AS alive,
            coalesce(w.able, 0) AS able, w.taken, w.trouble, coalesce(w.items, 0) AS elsewhere,
            (SELECT min(o.due_at) FROM callboard.turns AS t CROSS JOIN LATERAL (
                 SELECT o.due_at FROM callboard.outbox AS o
@@ -245,11 +245,11 @@ LEFT JOIN LATERAL (
             WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS missing
     FROM (SELECT) AS one
     LEFT JOIN LATERAL (
-        SELECT * FROM hands AS h WHERE h.actor = j.actor AND h.queue IS NOT DISTINCT FROM j.queue
-        UNION ALL SELECT * FROM hands AS h WHERE h.actor IS NULL AND j.actor IS NULL
+        SELECT * FROM able_workers AS h WHERE h.actor = j.actor AND h.queue IS NOT DISTINCT FROM j.queue
+        UNION ALL SELECT * FROM able_workers AS h WHERE h.actor IS NULL AND j.actor IS NULL
     ) AS w ON true
     WHERE {stands_still}
-    OFFSET 0  -- else all of this is looked up for every job
+    OFFSET 0  -- otherwise all of this would be looked up for every job
 ) AS still ON true
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung
@@ -257,13 +257,13 @@ LEFT JOIN LATERAL (
         SELECT r.item, r.worker, CASE WHEN t.seconds < 10 THEN t.seconds ELSE 10 * floor(t.seconds / 10) END AS seconds, r.place
         FROM callboard.running AS r
         CROSS JOIN LATERAL (SELECT floor(extract(epoch FROM now() - r.started_at)) AS seconds) AS t
-        WHERE hand.hanging > 0 AND r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
+        WHERE flight.hanging > 0 AND r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
     ) AS h
 ) AS hanging ON true
 ORDER BY j.within, j.id DESC
 
 -- part: at_work
--- The workers that live, and the jobs of which they run items.
+-- The live workers, and the jobs whose items they run.
 living AS MATERIALIZED (
     SELECT id, actors, queues, trouble FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), worked_on AS MATERIALIZED (
@@ -271,16 +271,16 @@ living AS MATERIALIZED (
 )
 
 -- part: is_stalled
--- Whether the job `j`, which is no stage, stands still: one of stages does if its first open one does.
+-- Whether the job `j`, which is no stage, stands still. A job of stages does if its first open stage does.
 CASE WHEN j.stages IS NULL THEN {stands_still} ELSE coalesce((
     SELECT {stands_still} FROM (
         SELECT s.* FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.finished_at IS NULL ORDER BY s.stage LIMIT 1
     ) AS j LEFT JOIN LATERAL ({stage_before}) AS before ON true), false) END
 
 -- part: stands_still
--- Whether the job `j`, a stage after the one `before` or none, is open and has not moved for a while, though it has items
--- that wait or may get some, and no worker that lives runs an item of it or makes them. Of a job that is being stopped
--- only items wait that a dead worker holds. The turn of a stage comes with the end of the one before.
+-- Whether the job `j` is open and has not changed for a while, although it has waiting items or may get items, and no live
+-- worker runs or makes its items. `before`: the stage before it, if it is a stage: a stage can't stand still before that
+-- ends. In a job that is being stopped, only items of a dead worker wait.
 (j.finished_at IS NULL AND j.state <> 'paused'
  AND greatest(j.updated_at, before.ended) < now() - make_interval(secs => %(QUIET_AFTER_SECONDS)s)
  AND j.id NOT IN (SELECT job_id FROM worked_on)  -- hashed
@@ -295,20 +295,19 @@ CASE WHEN j.stages IS NULL THEN {stands_still} ELSE coalesce((
 SELECT b.finished_at AS ended FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
 
 -- part: no_stage_before
--- What stands for the stage before a job that is no stage.
+-- The replacement of `stage_before` for a job that is no stage.
 (SELECT NULL::timestamptz AS ended) AS before
 
 -- part: done_in_part
--- How many items the parts make up that are done of those in flight: the rows `r` of `running` whose actor says how far it is.
--- Far less than a part of an item counts as nothing: a quotient out of range is an error.
+-- The sum of the reported progress of items in flight, in items: from the rows `r` of `running` with a progress.
+-- Very small progress counts as 0, because a quotient out of range is an error.
 coalesce(sum(CASE WHEN r.progress_done > r.progress_total * 1e-9 THEN least(r.progress_done / r.progress_total, 0.99) ELSE 0 END)
          FILTER (WHERE r.progress_total > 1e-9), 0)
 
 -- name: job_counts
--- How many jobs the views of a page show. Those of a tenant are counted by entries of an index, and the open ones of them
--- are read; of all, the open ones are read, and of those that are over the totals. Of those that ended lately, those that
--- may count as failing are read.
--- Caller: queries.job_counts. Rows: one, (open, stalled, ended, failed of those that ended within a day).
+-- How many jobs the views of a page show. The jobs of a tenant are counted by index entries, and its open ones are read. For
+-- all tenants, the open jobs are read, and the totals of the ended ones. Recently ended jobs are read if they may be failing.
+-- Caller: queries.job_counts. Rows: one, (open, stalled, ended, failed among those that ended within a day).
 WITH {at_work}, known AS MATERIALIZED (
     SELECT array_agg(j.id) FILTER (WHERE j.state IN ('pending', 'running', 'paused')) AS open,
            count(*) FILTER (WHERE j.state IN ('completed', 'failed', 'cancelled')) AS ended
@@ -335,22 +334,22 @@ CROSS JOIN (
 ) AS open
 
 -- part: is_failing
--- Whether the job `j` failed, or has items that did.
+-- Whether the job `j` failed, or has failed items.
 (j.failed > 0 OR j.state = 'failed' OR j.stages IS NOT NULL AND EXISTS (
     SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.failed > 0 OFFSET 0))
 
 -- name: job_of_tenant
--- Whether there is such a job of this tenant. Caller: queries.is_of_tenant. Rows: one, or none.
+-- Whether this tenant has this job. Caller: queries.is_of_tenant. Rows: one, or none.
 SELECT FROM callboard.jobs WHERE id = %(job)s AND tenant = %(tenant)s AND deleted_at IS NULL
 
 -- name: job_items
--- A page of a job's items by number: of one described state (of those that failed, by one `error`), with one of two
--- `keys` (`state` is 'key' then), or of any. One item: `after` = item - 1.
--- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items:
--- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
--- Others are looked for among a number of items, for no index has the state of an item; those that failed or were skipped
--- among a number of attempts, some of which were retried. `looked_at` is the last of them when there are more.
--- Caller: queries.items, queries.item. Rows: one an item, at least one of the job; `args` and `result` are cut at `cap`.
+-- A page of a job's items by number: with one described state (failed ones also with one `error`), with one of two `keys`
+-- (`state` is 'key' then), or all. One item: `after` = item - 1.
+-- States that are rare in a large job are found in the tables with few rows (attempts, running, outbox), not in items:
+-- OFFSET 0 prevents a plan that begins with the items, when the planner has no statistics of a new job.
+-- Other states are searched in a limited number of items, because no index has the state of an item; failed and skipped
+-- items in a limited number of attempts, some of which were retried. `looked_at` is the last examined item if there are more.
+-- Caller: queries.items, queries.item. Rows: one per item, at least one of the job; `args` and `result` are cut at `cap`.
 WITH job AS (
     SELECT j.watermark, CASE WHEN j.held THEN j.total ELSE j.bulk_end END AS bulk_end, j.actor, e.over, e.ends, %(after)s::bigint + %(look_at)s::bigint AS last_look,
            CASE %(state)s::text
@@ -480,8 +479,8 @@ LEFT JOIN LATERAL (
 ORDER BY page.item
 
 -- name: item_attempts
--- The attempts of an item that did not simply succeed, in order; `retried`: the item was given another, by
--- itself or by hand. Caller: queries.attempts.
+-- The attempts of an item that did not succeed, in order; `retried`: the item got another attempt, automatically or by
+-- hand. Caller: queries.attempts.
 SELECT a.attempt, a.kind::text AS kind, a.attempt < i.attempt AS retried, a.worker, a.started_at, a.ended_at,
        a.error_type AS type, a.place, left(a.message, %(cap)s) AS message, left(a.traceback, %(cap)s) AS traceback,
        a.traceback_size
@@ -492,7 +491,7 @@ WHERE a.job_id = %(job)s AND a.item = %(item)s
 ORDER BY a.attempt LIMIT %(limit)s
 
 -- name: job_errors
--- The errors of a job, or of all of its stages, one row a group, those that cost most items first.
+-- The errors of a job, or of all of its stages, one row per group, those that failed most items first.
 -- Caller: queries.errors.
 SELECT {error_columns}
 FROM callboard.jobs AS j JOIN callboard.errors AS e ON e.job_id = j.id
@@ -519,16 +518,16 @@ nullif(e.pattern, '') AS pattern, e.count, e.failed, e.count - e.failed AS retri
 left(e.message, %(cap)s) AS message
 
 -- part: error_id
--- The id of a group of errors `e`. Its job is in it: a group of one stage is not that of another.
+-- The id of a group of errors `e`. It depends on the job: equal groups of two stages have different ids.
 left(encode(sha256(convert_to(concat_ws(chr(31), e.job_id, e.kind, e.error_type, e.place, e.pattern), 'UTF8')), 'hex'), 16)
 
 -- part: is_error
--- Whether a group of errors `e` is meant: by its id, or by its type with or without the module.
+-- Whether the parameter `error` selects the group of errors `e`: by its id, or by its type with or without the module.
 %(error)s IN ({error_id}, e.error_type, regexp_replace(e.error_type, '^.*[.]', ''))
 
 -- name: samples
--- How a job, or its stages together, went from its start to its end or to now: the samples nearest to so many equal steps,
--- so a job of months costs the same as one of hours. Caller: queries.samples. Rows: one a point, in order of time.
+-- The history of a job, or of its stages together, from its start to its end or to now: the samples nearest to `steps` equal
+-- steps, so a job of months costs the same as one of hours. Caller: queries.samples. Rows: one per point, in order of time.
 WITH job AS MATERIALIZED (
     SELECT j.id, j.started_at, j.finished_at, j.succeeded + j.failed + j.skipped AS ended, j.failed FROM callboard.jobs AS j
     WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL
@@ -558,7 +557,7 @@ LEFT JOIN LATERAL (
 GROUP BY point.at ORDER BY point.at
 
 -- name: paces
--- The last samples of some jobs, in order of time. Caller: queries.paces. Rows: one a sample, `most` a job at most.
+-- The last samples of some jobs, in order of time. Caller: queries.paces. Rows: one per sample, at most `most` per job.
 SELECT j.job, s.taken_at AS at, s.final AS ended
 FROM unnest(%(jobs)s::bigint[]) AS j (job)
 CROSS JOIN LATERAL (
@@ -567,25 +566,25 @@ CROSS JOIN LATERAL (
 ORDER BY j.job, s.taken_at
 
 -- name: lanes
--- Lanes of a job: those with items in flight, most first, then those of which some wait in the outbox, found one after
--- another. Of the items of a lane that wait `most` are counted. Caller: queries.lanes. Rows: one a lane, `limit` at most.
-WITH RECURSIVE flying AS MATERIALIZED (
+-- Lanes of a job: first those with most items in flight, then those with messages in the outbox, found by one index step
+-- each. At most `most` waiting items of a lane are counted. Caller: queries.lanes. Rows: one per lane, at most `limit`.
+WITH RECURSIVE in_lanes AS MATERIALIZED (
     SELECT l.lane, count(*) AS in_flight FROM callboard.lanes AS l WHERE l.job_id = %(job)s
     GROUP BY l.lane ORDER BY count(*) DESC, l.lane LIMIT %(limit)s
-), waits (lane, nth) AS (
+), waiting_lanes (lane, nth) AS (
     (SELECT o.lane, 1 FROM callboard.outbox AS o
      WHERE o.job_id = %(job)s AND o.lane IS NOT NULL ORDER BY o.lane LIMIT 1)
     UNION ALL
     SELECT (SELECT o.lane FROM callboard.outbox AS o
             WHERE o.job_id = %(job)s AND o.lane > w.lane ORDER BY o.lane LIMIT 1), w.nth + 1
-    FROM waits AS w WHERE w.lane IS NOT NULL AND w.nth < %(limit)s
+    FROM waiting_lanes AS w WHERE w.lane IS NOT NULL AND w.nth < %(limit)s
 )
 SELECT one.lane, one.in_flight, j.lane_width AS width, waiting.items AS waiting
 FROM callboard.jobs AS j
 CROSS JOIN (
-    SELECT lane, in_flight FROM flying
+    SELECT lane, in_flight FROM in_lanes
     UNION ALL
-    SELECT lane, 0 FROM waits WHERE lane IS NOT NULL AND lane NOT IN (SELECT lane FROM flying)
+    SELECT lane, 0 FROM waiting_lanes WHERE lane IS NOT NULL AND lane NOT IN (SELECT lane FROM in_lanes)
 ) AS one
 CROSS JOIN LATERAL (
     SELECT count(*) AS items FROM (
@@ -596,8 +595,8 @@ WHERE j.id = %(job)s AND j.deleted_at IS NULL AND j.lane_width IS NOT NULL
 ORDER BY one.in_flight DESC, waiting.items DESC, one.lane LIMIT %(limit)s
 
 -- name: retried_items
--- How many items of a job, or of its stages, a retry would give another attempt. All of a state and all of an error are
--- counted by the counters of the job and of its groups of errors; only items that are named are looked at.
+-- How many items of a job, or of its stages, a retry would select. All items of a state or of an error are counted by the
+-- counters of the job and of its groups of errors; only items given by number are read.
 -- Caller: queries.retried_items. Rows: one.
 WITH job AS MATERIALIZED (
     SELECT j.id, j.finished_at IS NOT NULL AS over, j.failed, j.skipped,
@@ -624,15 +623,15 @@ SELECT coalesce(CASE
     END, 0)::bigint AS items
 
 -- name: job_actions
--- Who did what to a job, the latest first. Caller: queries.actions. Rows: one an action.
+-- The actions on a job, the latest first. Caller: queries.actions. Rows: one per action.
 SELECT id, done_at, action, who, via, address, detail FROM callboard.actions
 WHERE job_id = %(job)s AND id < %(before)s
   AND EXISTS (SELECT FROM callboard.jobs AS j WHERE j.id = %(job)s AND j.deleted_at IS NULL)
 ORDER BY id DESC LIMIT %(limit)s
 
 -- name: job_callbacks
--- Whom the ends of a job called, the latest end first, and how that went. Caller: queries.callbacks.
--- Rows: one a callback.
+-- The callbacks of a job's ends, the latest end first, and their delivery. Caller: queries.callbacks.
+-- Rows: one per callback.
 SELECT id::text, state::text AS "on", url, actor,
        CASE WHEN delivered_at IS NOT NULL THEN 'delivered' WHEN gave_up_at IS NOT NULL THEN 'gave up' ELSE 'waiting' END AS state,
        tries, error, created_at, coalesce(delivered_at, gave_up_at) AS finished_at,
@@ -641,24 +640,24 @@ FROM callboard.callbacks WHERE job_id = %(job)s
 ORDER BY ended_at DESC, url NULLS FIRST, actor, id LIMIT %(limit)s
 
 -- name: token
--- Whom a secret lets in by one of these kinds of token. Caller: queries.token.
--- Rows: one; none: nobody. `unnoted`: its last use was not noted within the last minute.
+-- The valid token of one of these kinds with this secret. Caller: queries.token.
+-- Rows: one, or none. `unnoted`: its last recorded use is more than a minute ago.
 SELECT {token_columns}, coalesce(t.used_at < now() - interval '1 minute', true) AS unnoted
 FROM callboard.tokens AS t WHERE t.digest = %(digest)s AND t.kind = ANY (%(kinds)s) AND {token_lives}
 
 -- name: tokens
--- The tokens that let somebody in, the latest first. Caller: queries.tokens. Rows: one a token.
+-- The valid tokens, the latest first. Caller: queries.tokens. Rows: one per token.
 SELECT {token_columns} FROM callboard.tokens AS t
 WHERE t.id < %(before)s AND (%(tenant)s::text IS NULL OR t.tenant = %(tenant)s) AND {token_lives}
 ORDER BY t.id DESC LIMIT %(limit)s
 
 -- name: any_login
--- Whether anything lets somebody in that sees more than one job. Caller: queries.any_login. Rows: one, if so.
+-- Whether there is a valid token for more than one job. Caller: queries.any_login. Rows: one, if so.
 SELECT 1 AS found FROM callboard.tokens AS t WHERE t.kind <> 'share' AND {token_lives} LIMIT 1
 
 -- name: workers
 -- Worker processes, the latest first. Caller: queries.workers.
--- Rows: one a worker; one whose heartbeat stopped is dead, whether or not a sweep has found it yet.
+-- Rows: one per worker; a worker whose heartbeat stopped is dead, even before a sweep has found it.
 SELECT id, host, pid, threads, release, held, actors, queues, started_at, beat_at, state,
        CASE WHEN state = 'alive' THEN trouble END AS trouble, coalesce(stopped_at, died_at) AS ended_at
 FROM (
@@ -671,15 +670,15 @@ WHERE %(state)s::text IS NULL OR state = %(state)s::text
 ORDER BY id DESC LIMIT %(limit)s
 
 -- name: server
--- The database's clock, the server process that this comes from, and whether it refuses writes, as a standby does. Run
--- outside of a transaction that only reads. Caller: queries.server. Rows: one.
+-- The database's clock, the pid of this server process, and whether it refuses writes, like a standby. Must run outside of a
+-- read-only transaction. Caller: queries.server. Rows: one.
 SELECT clock_timestamp() AS now, pg_backend_pid() AS pid, current_setting('transaction_read_only')::boolean AS read_only
 
 -- name: long_locks
--- Sessions that lock others out of tables of ours: somebody has waited for one for `seconds`; or it has run a statement for
--- so long, or been idle, with a table locked against readers; or it has been idle for so long with locks in jobs or items,
--- for which others wait only for a moment, and come again. None has waited so long itself. Caller: queries.long_locks.
--- Rows: {pid, who, waiting: how many have waited, whole: whether readers of a whole table wait, or would}.
+-- Sessions that block others on our tables. Another session has waited for it for `seconds`; or it has had a table locked
+-- against readers for so long, in a statement or idle; or it has been idle for so long with locks in jobs or items, for
+-- which other sessions wait only briefly and retry. Sessions that themselves wait so long are left out. Caller:
+-- queries.long_locks. Rows: {pid, who, waiting: how many have waited, whole: whether readers of a whole table wait, or would}.
 WITH ours AS (
     SELECT l.pid, l.granted, l.mode, c.relname FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
     WHERE c.relnamespace = 'callboard'::regnamespace
@@ -690,7 +689,7 @@ WITH ours AS (
     SELECT *, state_change < clock_timestamp() - make_interval(secs => %(seconds)s) AS long FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid NOT IN (SELECT pid FROM waits)
 ), held AS (
-    -- Whoever waits to lock a whole table holds up its readers already. VACUUM locks one for a moment at its end.
+    -- A session that waits to lock a whole table already blocks its readers. VACUUM locks a table briefly at its end.
     SELECT *, (SELECT count(DISTINCT w.pid) FROM waits AS w WHERE w.holder = s.pid) AS waiting,
            EXISTS (SELECT FROM waits AS w JOIN ours AS o ON o.pid = w.pid AND NOT o.granted
                    WHERE w.holder = s.pid AND o.mode IN ('AccessShareLock', 'AccessExclusiveLock'))
@@ -705,9 +704,9 @@ WITH ours AS (
 SELECT a.pid, {session} AS who, a.waiting, a.whole FROM held AS a WHERE a.waiting > 0 OR a.whole OR a.idle
 
 -- name: queues
--- The queues of actors, as the last worker that had one announced it, and of open jobs, with what these still have to
--- publish to them: of a job whose items name other queues, to its own. Caller: queries.queues.
--- Rows: one a queue; `unserved` are its actors that no worker which lives has.
+-- The queues of actors, as the last worker announced them, and of open jobs, with the number of items that these still have
+-- to publish; all items of a job are counted for the job's own queue. Caller: queries.queues.
+-- Rows: one per queue; `unserved`: its actors that no live worker has.
 SELECT coalesce(a.queue, p.queue) AS name, array_agg(a.name ORDER BY a.name) FILTER (WHERE a.name IS NOT NULL) AS actors,
        array_agg(a.name ORDER BY a.name) FILTER (WHERE a.name IS NOT NULL AND l.name IS NULL) AS unserved,
        coalesce(max(p.items), 0)::bigint AS pending
@@ -722,7 +721,7 @@ FULL JOIN (
 GROUP BY 1 ORDER BY 1
 
 -- name: last_errors
--- How the last attempts of some items ended. Caller: queries.last_errors. Rows: one an item that has such an attempt.
+-- The last recorded attempts of some items. Caller: queries.last_errors. Rows: one per item that has such an attempt.
 SELECT w.job, w.item, j.tenant, e.kind::text AS kind, e.error_type AS type, left(e.message, %(cap)s) AS message
 FROM unnest(%(jobs)s::bigint[], %(items)s::integer[]) AS w (job, item)
 JOIN callboard.jobs AS j ON j.id = w.job AND j.deleted_at IS NULL
@@ -732,10 +731,10 @@ CROSS JOIN LATERAL (
 ) AS e
 
 -- name: recount
--- What the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
--- A job with stages has no items: its state is compared with theirs. The messages of a job that is over are dropped if they
--- were never published: then `published` has an upper bound only. The rows of a deleted job go, so it is left out.
--- Caller: queries.verify. Rows: one a job, `stored` and `counted` by the names of the checks.
+-- The counters of jobs, and the counts of their rows, in one snapshot, so that it is exact while workers run.
+-- A job with stages has no items: its state is compared with its stages. Unpublished messages of an ended job are deleted:
+-- then `published` has only an upper bound. Deleted jobs are left out, because their rows are being deleted.
+-- Caller: queries.verify. Rows: one per job, `stored` and `counted` by the names of the checks.
 SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
        to_jsonb(k) || jsonb_build_object('errors', e.count, 'fatal', e.failed, 'parked', c.retrying,
                                          'stages', coalesce(k.stages, 0), 'unended', 0) AS stored,
@@ -767,8 +766,8 @@ WHERE (k.id BETWEEN %(low)s AND %(high)s OR k.parent_id BETWEEN %(low)s AND %(hi
 ORDER BY k.id
 
 -- name: metric_items
--- Items by actor and queue: the open ones by state, and the counters of all that ever ended. The rows of open jobs are read,
--- and of those that are over the totals. Caller: queries.metric_items. Rows: one an actor and queue.
+-- Items by actor and queue: the open ones by state, and the counters of all ended ones. The rows of open jobs are read, and
+-- the totals of ended ones. Caller: queries.metric_items. Rows: one per actor and queue.
 WITH held AS (
     SELECT job_id, count(*) AS in_hand FROM callboard.running GROUP BY job_id
 ), one AS (
@@ -792,8 +791,8 @@ SELECT actor, queue, sum(succeeded)::bigint AS succeeded, sum(failed)::bigint AS
 FROM one GROUP BY actor, queue ORDER BY actor, queue
 
 -- name: metric_facts
--- How many jobs and workers there are, and how long what should not wait has waited, in seconds: the oldest job of which nothing
--- has started that may, the publishers, a worker's heartbeat, and the sweep. Stages count with their parents.
+-- The numbers of jobs and workers, and the delays of overdue work in seconds: the oldest job that may start and has not, the
+-- publishers, a worker's heartbeat, and the sweep. Stages count with their parents.
 -- Caller: queries.metric_facts. Rows: one.
 SELECT (SELECT jsonb_object_agg(s.state, s.jobs) FROM (
             SELECT one.state, sum(one.jobs)::bigint AS jobs FROM (

@@ -1,23 +1,23 @@
 -- name: record
--- What ended, and everything that belongs to it, in one statement and so in one transaction.
+-- Record outcomes, and everything that belongs to them, in one statement and so in one transaction.
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
--- ended -> completed, or failed if it passed its max_failures.
--- Guard: the row still carries the attempt that ended and is not final, as they are locked (`state_before`).
--- The deaths that were charged to an item are dropped when it ends by itself: a neighbour was to blame, or it passed.
--- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
--- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
+-- ended -> completed, or failed if it exceeded its max_failures.
+-- Guard: the row still has the attempt that ended and is not final, checked under its lock (`state_before`).
+-- The crashes that were charged to an item are dropped when it ends normally: it did not cause them.
+-- Caller: the journal's flush; the rescue. Events are sorted by (job, item), at most one per item.
+-- Rows: the changed jobs, with their new state. An event without effect was stale or a repetition, and is not counted.
 -- Lock order: items by key (`locked_items`), then jobs by id (`counted`), then rows in `running` by key.
--- Waits for a lock for LOCK_WAIT_SECONDS at most (deadlocks are found after 1 s): a session that holds a row of one job for longer
--- must not hold up the others.
--- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs (so what
--- is false may be NULL): a join of them with `moved`, whose size the planner can't guess, would be a nested loop.
--- The guard stands beside the join, not in it: of a state that no item was in when statistics were taken, the planner
--- thinks that one row is, and compares thousands of events with each.
+-- Waits for a lock for LOCK_WAIT_SECONDS at most (deadlocks are found after 1 s): a session that locks a row of one job for
+-- longer must not delay the other jobs.
+-- Columns that only some events use come as arrays of the same length, or as empty arrays, which unnest fills with NULL (so
+-- false may be NULL): a join of them with `moved`, whose size the planner can't estimate, would be a nested loop.
+-- The guard is a column beside the join, not a join condition: for a state that no item had at the last ANALYZE, the
+-- planner expects one row, and would compare thousands of events with each.
 WITH event AS (
     SELECT e.*, coalesce(e.crashed, false)::int AS charged, %(now)s::float8 - e.ended AS age
     FROM {Event} AS e, {lock_wait}
 ), locked_items AS (
-    -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
+    -- In the order of their keys: without ORDER BY, a small table is locked in physical order, and flushes deadlock.
     SELECT e.*, i.state AS state_before, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
@@ -46,7 +46,7 @@ WITH event AS (
         WHERE e.job_id = g.job_id AND e.kind = g.kind AND e.error_type = g.error_type AND e.place = g.place
           AND e.pattern = g.pattern OFFSET 0)
 ), beyond AS (
-    -- Those for which their job has too many groups: they share the one with the empty pattern.
+    -- The groups beyond MAX_ERROR_GROUPS of their job: they share the group with the empty pattern.
     SELECT job_id, kind, error_type, place, pattern
     FROM (
         SELECT g.*, max(CASE WHEN nth = 1 THEN (SELECT count(*) FROM callboard.errors AS e WHERE e.job_id = g.job_id) END)
@@ -59,17 +59,17 @@ WITH event AS (
            CASE WHEN ((job_id, kind, error_type, place, pattern) IN (SELECT * FROM beyond)) IS TRUE THEN ''
                 ELSE coalesce(pattern, '') END AS error_group
     FROM moved AS m WHERE m.kind IS NOT NULL
-), born AS (
+), new_items AS (
     SELECT c.*, row_number() OVER (PARTITION BY c.job ORDER BY c.nth) AS place
     FROM {NewItem} AS c
     WHERE (((%(parent_job)s::bigint[])[c.nth], (%(parent)s::int[])[c.nth]) IN (SELECT job_id, item FROM moved)) IS TRUE
-    -- no join, but hashed
+    -- hashed, not joined
 ), delta AS (
-    SELECT job_id, sum(born)::bigint AS born, sum(retrying)::bigint AS retrying, sum(succeeded)::bigint AS succeeded,
+    SELECT job_id, sum(new_items)::bigint AS new_items, sum(retrying)::bigint AS retrying, sum(succeeded)::bigint AS succeeded,
            sum(failed)::bigint AS failed, sum(skipped)::bigint AS skipped, sum(retries)::bigint AS retries,
            sum(crashes)::bigint AS crashes, sum(unkept)::bigint AS unkept
     FROM (
-        SELECT job_id, 0 AS born,
+        SELECT job_id, 0 AS new_items,
                count(*) FILTER (WHERE state = 'retrying') - count(*) FILTER (WHERE state_before = 'retrying') AS retrying,
                count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
                count(*) FILTER (WHERE state = 'failed') AS failed,
@@ -78,24 +78,24 @@ WITH event AS (
                sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes, count(unkept) AS unkept
         FROM moved GROUP BY job_id
         UNION ALL
-        SELECT job, count(*), 0, 0, 0, 0, 0, 0, 0 FROM born GROUP BY job
+        SELECT job, count(*), 0, 0, 0, 0, 0, 0, 0 FROM new_items GROUP BY job
     ) AS part
     GROUP BY job_id
 ), counted AS (
-    -- Job by job, in the order of their ids: a function call sees what was committed while the one before waited for a lock.
-    SELECT j.id, j.state, j.epoch, j.stopping, {is_limited} AS limited, j.total - d.born AS first_born
+    -- Job by job, in the order of their ids: each function call sees what was committed while the last one waited for a lock.
+    SELECT j.id, j.state, j.epoch, j.stopping, {is_limited} AS limited, j.total - d.new_items AS first_new_item
     FROM (SELECT * FROM delta ORDER BY job_id) AS d
     CROSS JOIN LATERAL callboard.count_outcomes(
-        d.job_id, d.born, d.retrying, d.succeeded, d.failed, d.skipped, d.retries, d.crashes, d.unkept) AS j
+        d.job_id, d.new_items, d.retrying, d.succeeded, d.failed, d.skipped, d.retries, d.crashes, d.unkept) AS j
 ), free AS (
-    -- What ended leaves room for others of its job: a turn that was passed over for want of it is looked at again. One that
-    -- somebody has locked is being looked at, or added to.
+    -- Ended items make room for others of their job, so a turn that was passed over is due again. A locked turn is skipped:
+    -- a publisher is serving it, or another transaction adds to it.
     SELECT t.job_id, t.queue FROM counted AS c JOIN callboard.turns AS t ON t.job_id = c.id
     WHERE c.limited AND least(t.bulk_at, t.due_at) < 'infinity' FOR NO KEY UPDATE OF t SKIP LOCKED
 ), freed AS (
     UPDATE callboard.turns AS t
     SET seq = t.seq + 1,
-        -- However far it was put off: this transaction may have begun before the one that did that.
+        -- Whatever its time: this transaction may have begun before the one that postponed it.
         bulk_at = CASE WHEN t.bulk_at < 'infinity' THEN least(t.bulk_at, now()) ELSE t.bulk_at END,
         due_at = CASE WHEN t.due_at <= now() + make_interval(secs => %(TURN_PAUSE_SECONDS)s) THEN least(t.due_at, now()) ELSE t.due_at END
     FROM free AS f WHERE t.job_id = f.job_id AND t.queue = f.queue
@@ -114,7 +114,7 @@ WITH event AS (
            min(f.ended_at), max(f.ended_at), (array_agg(f.item ORDER BY f.retried, f.item))[1],
            (array_agg(f.message ORDER BY f.retried, f.item))[1]
     FROM failure AS f
-    WHERE f.kind NOT IN ('skipped', 'postponed') AND (f.job_id IN (SELECT id FROM counted)) IS TRUE  -- these first
+    WHERE f.kind NOT IN ('skipped', 'postponed') AND (f.job_id IN (SELECT id FROM counted)) IS TRUE  -- after `counted`
     GROUP BY f.job_id, f.kind, f.error_type, f.place, f.error_group
     ORDER BY f.job_id, f.kind, f.error_type, f.place, f.error_group
     ON CONFLICT (job_id, kind, error_type, place, pattern) DO UPDATE
@@ -124,12 +124,12 @@ WITH event AS (
         message = CASE WHEN e.failed = 0 AND excluded.failed > 0 THEN excluded.message ELSE e.message END,
         last_at = greatest(e.last_at, excluded.last_at)
 ), kept_results AS (
-    -- An item succeeds once, so no result is there yet.
+    -- An item succeeds only once, so it has no result yet.
     INSERT INTO callboard.results (job_id, item, value, unkept)
     SELECT job_id, item, result, unkept FROM moved WHERE coalesce(result, unkept) IS NOT NULL
 ), messages AS (
-    -- The next attempt's, or a dead letter: a death that was the last leaves no message to reject, and one that carried
-    -- others is acknowledged.
+    -- The message of the next attempt, or a dead letter. A dead letter is written if there is no message to reject: the
+    -- last crash leaves none, and a message that carried several items is acknowledged.
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, options, sent_ms, first, suspect, dead)
     SELECT job_id, item, attempt + (state = 'retrying')::int, coalesce(queue, ''),
            now() + make_interval(secs => coalesce(retry_delay - age, 0)), retry_options, retry_sent_ms,
@@ -140,16 +140,16 @@ WITH event AS (
         sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL, dead = excluded.dead
 ), children AS (
     INSERT INTO callboard.items (job_id, item, actor, queue, message_uuid, message_id, args, options, sent_at)
-    SELECT b.job, c.first_born + b.place - 1, b.actor, b.queue, {message_ids}, b.args, b.options,
+    SELECT b.job, c.first_new_item + b.place - 1, b.actor, b.queue, {message_ids}, b.args, b.options,
            to_timestamp(b.sent_ms / 1000.0)
-    FROM born AS b JOIN counted AS c ON c.id = b.job
+    FROM new_items AS b JOIN counted AS c ON c.id = b.job
 ), childrens_messages AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first)
-    SELECT b.job, c.first_born + b.place - 1, 1, b.queue, now() + make_interval(secs => b.delay), b.sent_ms, true
-    FROM born AS b JOIN counted AS c ON c.id = b.job
+    SELECT b.job, c.first_new_item + b.place - 1, 1, b.queue, now() + make_interval(secs => b.delay), b.sent_ms, true
+    FROM new_items AS b JOIN counted AS c ON c.id = b.job
 ), ran AS (
-    -- In the order of their keys, for those of stale events: their items aren't locked. The row of a later attempt, which
-    -- the same worker may have in hand, stays.
+    -- In the order of their keys, because the items of stale events are not locked. The row of a later attempt, which the
+    -- same worker may be running, stays.
     SELECT g.*
     FROM unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_attempt)s::int[], %(ran_worker)s::int[])
          AS g (job_id, item, attempt, worker)

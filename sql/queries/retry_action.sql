@@ -1,12 +1,11 @@
 -- name: lock_stages
--- No worker begins to make a stage while items of the one before are given another attempt; and what is over
--- of the stages is locked in its turn.
--- Caller: retry, under the parent's lock. Lock order: jobs by id.
+-- Lock the unmade stages, so that no worker begins to make one during a retry of the stage before; and the ended stages, in
+-- order of id. Caller: retry, under the parent's lock. Lock order: jobs by id.
 SELECT id FROM callboard.jobs
 WHERE parent_id = %(parent)s AND (stage > 0 AND NOT sealed OR finished_at IS NOT NULL) ORDER BY id FOR NO KEY UPDATE
 
 -- name: reopen_stages
--- Stages of which nothing was made are to be made after all. Transition: failed | cancelled -> pending.
+-- Reopen stages of which nothing was made. Transition: failed | cancelled -> pending.
 -- Guard: over, and without any item. Caller: retry, under the parent's lock. Lock order: jobs by id.
 WITH unmade AS (
     SELECT id FROM callboard.jobs
@@ -20,8 +19,8 @@ SET state = 'pending', reason = NULL, finished_at = NULL, maker = NULL, epoch = 
 FROM unmade WHERE j.id = unmade.id
 
 -- name: reopen_parent
--- Items of its stages were given another attempt, or stages that were never made are to be.
--- Transition: completed | failed | cancelled -> pending | running. Guard: over. A deadline that passed is forgotten.
+-- Reopen a job of stages: items of its stages are retried, or stages that were never made are reopened.
+-- Transition: completed | failed | cancelled -> pending | running. Guard: over. A deadline that passed is removed.
 -- Caller: retry, under its lock.
 UPDATE callboard.jobs
 SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
@@ -30,11 +29,11 @@ SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::call
 WHERE id = %(parent)s AND finished_at IS NOT NULL
 
 -- name: reopen_job
--- Items of a job were given another attempt; when it was over, it is open again, and sealed as it stands.
--- Transition: completed | failed | cancelled -> pending | running. Guard: over or not, as it was when they were chosen,
--- and neither being stopped nor deleted. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
--- A deadline that passed is forgotten. A stage that was partly made is made on, so it isn't sealed.
--- Caller: retry. Rows: (id); none: overtaken, undo. Lock order: the job.
+-- Items of a job are retried: update its counters, and reopen it if it was over; then it is sealed.
+-- Transition: completed | failed | cancelled -> pending | running. Guard: over or open, as it was when the items were
+-- chosen, and neither being stopped nor deleted. `whole`: the bulk range goes on at the watermark; otherwise all open items
+-- are in the outbox. A deadline that passed is removed. A partly made stage is not sealed, because its making goes on.
+-- Caller: retry. Rows: (id); none: the job changed meanwhile, roll back. Lock order: the job.
 WITH reopened AS (
     UPDATE callboard.jobs AS j
     SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = cancelled + %(rest)s - %(cancelled)s,
@@ -67,11 +66,11 @@ WITH reopened AS (
 SELECT id FROM reopened
 
 -- name: lock_retried_items
--- The items that a retry may move, and those of jobs that are over whose messages it drops or sends: all of
--- them before the first job, as everybody does. All items of a job are looked at only if some that are wanted have no row
--- in `attempts`, as the counters of the job say.
--- An attempt that failed says nothing of its item now: a retry by hand does not mark it.
--- Caller: retry. Rows: one, for nobody: the count has PostgreSQL lock all of them. Lock order: items by key.
+-- Lock the items that a retry may move, and the items of ended jobs whose messages it drops or sends: all of them before
+-- the first job, as in the general lock order. All items of a job are read only if its counters show wanted items without
+-- a row in `attempts`.
+-- A failed attempt does not tell the current state of its item: a retry by hand does not mark it.
+-- Caller: retry. Rows: one, unused: the count makes PostgreSQL lock all of them. Lock order: items by key.
 WITH job AS (
     SELECT j.id, j.watermark, {open_items} > 0 AND j.id = ANY(%(over)s::bigint[]) AS goes_on,
            j.cancelled > 0 AND 'cancelled' = ANY(%(states)s::text[]) AS cancelled
@@ -104,38 +103,38 @@ SELECT count(*) FROM held
 (j.total - j.succeeded - j.failed - j.skipped - j.cancelled)
 
 -- name: lock_ended_job
--- A job that is over stays so while its items are chosen. Caller: retry.
--- Rows: (watermark, items cancelled, those of them that have no such state); none: it is open, or deleted.
+-- Lock an ended job while its items are chosen. Caller: retry.
+-- Rows: (watermark, items cancelled, how many of these do not have the state cancelled); none: it is open, or deleted.
 SELECT j.watermark, j.total - j.succeeded - j.failed - j.skipped, {open_items} FROM callboard.jobs AS j
 WHERE j.id = %(job)s AND j.finished_at IS NOT NULL AND j.deleted_at IS NULL FOR NO KEY UPDATE
 
 -- name: cancel_rest
--- A stopped job goes on with some of its items; the others that had not ended stay cancelled.
+-- A stopped job goes on with some of its items; the other open items become cancelled.
 -- Transition: waiting | retrying -> cancelled. Caller: retry, under the job's lock. Rows: none, counted.
--- The numbers are hashed, however many: so the planner guesses ten of what it gets from a subquery. An array as it is
--- would be gone through for each item, by a plan that is kept for any, and by PostgreSQL 14.
+-- The subquery makes the planner hash the numbers, whatever their count. A plain array would be scanned for each item by a
+-- generic plan, and by PostgreSQL 14.
 UPDATE callboard.items SET state = 'cancelled', finished_at = now(), retry_options = NULL
 WHERE job_id = %(job)s AND state IN ('waiting', 'retrying') AND item NOT IN (SELECT unnest((SELECT %(keep)s::int[])))
 
 -- name: reset_retrying
--- Items of a stopped job that waited for a retry go on without waiting. Transition: retrying -> waiting.
+-- Items of a stopped job that waited for a retry are due at once. Transition: retrying -> waiting.
 -- Caller: retry, under the job's lock.
 UPDATE callboard.items SET state = 'waiting' WHERE job_id = %(job)s AND state = 'retrying'
 
 -- name: clear_outbox
--- What was to be published for a stopped job, and may be under way with its old epoch, is not counted on;
--- nor is what goes to the dead letters, though it was parked before.
--- Caller: retry, under the job's lock. Rows: one, how many of them were to be published for the first time.
+-- Delete the outbox messages of a stopped job, which a publisher may be publishing with the old epoch. Dead letters stay,
+-- but no longer count as waiting for the turn.
+-- Caller: retry, under the job's lock. Rows: one, how many of the deleted messages were the first of their items.
 WITH dead AS (
     UPDATE callboard.outbox SET in_turn = false WHERE job_id = %(job)s AND dead AND in_turn
-), gone AS (
+), deleted AS (
     DELETE FROM callboard.outbox WHERE job_id = %(job)s AND NOT dead RETURNING first
 )
-SELECT count(*) FILTER (WHERE first) FROM gone
+SELECT count(*) FILTER (WHERE first) FROM deleted
 
 -- name: send_open_items
--- The open items of a stopped job that the watermark will not publish: their messages were dropped, or may lie
--- in RabbitMQ still, so they are suspect. Caller: retry, under the job's lock. Rows: none, counted.
+-- Queue the open items of a stopped job that the watermark will not publish. They are suspect, because RabbitMQ may still
+-- have their messages. Caller: retry, under the job's lock. Rows: none, counted.
 INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
 SELECT i.job_id, i.item, i.attempt, coalesce(i.queue, ''), 'infinity', false, true, true FROM callboard.items AS i
 WHERE i.job_id = %(job)s AND i.state = 'waiting' AND (i.sent_at IS NOT NULL OR i.item < %(below)s)
@@ -144,18 +143,18 @@ ORDER BY i.item
 -- name: retry_ended_items
 -- Items that ended without success get another attempt, published in their job's turn.
 -- Transition: failed | skipped -> waiting (next attempt), cancelled -> waiting. Guard: the state and the attempt, as locked.
--- Messages of what was cancelled may lie in RabbitMQ still, so those are suspect.
--- A first message that ran before its publisher settled it counts as published, for settling will not find it.
--- Their attempts stay: that they were given another is seen by the item's, which is higher now. Writing it into each,
--- with its traceback, took half of the time. Their deaths are forgotten, or the next would be their last.
--- Caller: retry. Rows: one, what the job's counters lose or gain.
--- Sets of items are joined by their job, too, though it is one, and the guard stands beside the join: what the planner
--- takes for a job that it doesn't know, or for a state that no item was in, is one row, compared with all others.
+-- RabbitMQ may still have messages of cancelled items, so these are suspect.
+-- A first message that ran before its publisher settled it counts as published, because settling will not find it.
+-- Rows in `attempts` are not changed: an attempt was retried if the item's attempt is higher. To mark each of them, with
+-- its traceback, took half of the time. Charged crashes are reset, so that the next crash is not the last.
+-- Caller: retry. Rows: one, the changes of the job's counters.
+-- Sets of items are joined by job, too, although it is one, and the guard is a column, not a join condition: for a job or
+-- a state without statistics the planner expects one row, and would compare it with all others.
 -- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
--- `locked`: the items are locked (lock_retried_items), and jobs too. An item that ended since then and that another
--- transaction has locked is left as it is: to wait for it with a lock of a job could be a deadlock.
--- A transaction that adds a row to the outbox of an item that is over has locked the item or its job. If a row is added
--- all the same, the unique key refuses this one, and retry begins anew: so no row needs the two steps of an ON CONFLICT.
+-- `locked`: the items (lock_retried_items) and the jobs are already locked. An item that ended since then and that another
+-- transaction has locked is skipped: to wait for it with a lock of a job could be a deadlock.
+-- A transaction that adds an outbox row of an ended item has locked the item or its job. If a row is added in spite of
+-- that, the unique key refuses this one, and the retry starts again. So no row needs the two steps of an ON CONFLICT.
 WITH chosen AS (
     SELECT a.job_id, a.item, a.attempt FROM callboard.attempts AS a
     WHERE a.job_id = %(job)s AND NOT a.retried
@@ -193,10 +192,10 @@ WITH chosen AS (
     WHERE m.state_before <> 'cancelled'
     GROUP BY 1, 2, 3, 4
 ), locked AS (
-    SELECT j.id FROM callboard.jobs AS j CROSS JOIN (SELECT count(*) FROM moved) AS m  -- these first
+    SELECT j.id FROM callboard.jobs AS j CROSS JOIN (SELECT count(*) FROM moved) AS m  -- after `moved`
     WHERE j.id = %(job)s FOR NO KEY UPDATE OF j
 ), regrouped AS (
-    -- The example stays one of an item that failed for good, as long as there is one.
+    -- The example is an item that failed for good, as long as there is one.
     UPDATE callboard.errors AS e
     SET failed = e.failed - r.count,
         (item, message) = (
@@ -213,7 +212,7 @@ WITH chosen AS (
     FROM retried AS r CROSS JOIN locked
     WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
       AND e.pattern = r.pattern AND r.kind <> 'skipped'
-), lying AS (
+), in_outbox AS (
     SELECT o.item, o.in_turn, o.first FROM callboard.outbox AS o JOIN moved USING (job_id, item)
     ORDER BY o.item FOR UPDATE OF o
 ), again AS (
@@ -221,15 +220,15 @@ WITH chosen AS (
     SET id = DEFAULT, attempt = m.attempt, due_at = 'infinity', options = NULL, sent_ms = NULL,
         first = false, suspect = m.state_before = 'cancelled', claimed_until = NULL, dead = false, in_turn = true
     FROM moved AS m
-    WHERE o.job_id = m.job_id AND o.item = m.item AND (SELECT count(*) FROM lying) >= 0  -- these first
+    WHERE o.job_id = m.job_id AND o.item = m.item AND (SELECT count(*) FROM in_outbox) >= 0  -- after `in_outbox`
 ), sent AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
     SELECT m.job_id, m.item, m.attempt, coalesce(m.queue, ''), 'infinity', false, m.state_before = 'cancelled', true
-    FROM moved AS m WHERE m.item NOT IN (SELECT item FROM lying)  -- hashed, however wrong the planner's guess is
+    FROM moved AS m WHERE m.item NOT IN (SELECT item FROM in_outbox)  -- hashed, whatever the planner estimates
 )
 SELECT count(*) FILTER (WHERE state_before = 'failed') AS failed, count(*) FILTER (WHERE state_before = 'skipped') AS skipped,
        count(*) FILTER (WHERE state_before = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
        (SELECT coalesce(sum(count), 0)::bigint FROM retried) AS retries,
-       count(*) - (SELECT count(*) FILTER (WHERE in_turn) FROM lying) AS in_turn,
-       (SELECT count(*) FILTER (WHERE first) FROM lying) AS published
-FROM moved WHERE (SELECT count(*) FROM locked) >= 0  -- the job before its turns, which the outbox's trigger writes
+       count(*) - (SELECT count(*) FILTER (WHERE in_turn) FROM in_outbox) AS in_turn,
+       (SELECT count(*) FILTER (WHERE first) FROM in_outbox) AS published
+FROM moved WHERE (SELECT count(*) FROM locked) >= 0  -- the job is locked before its turns, which the outbox's trigger writes

@@ -1,16 +1,17 @@
 -- name: job_to_run_again
--- What a job was submitted with. Caller: run_again._create. Rows: one, OldJob; none: no such job, or not of this tenant.
+-- The options with which a job was submitted. Caller: run_again._create. Rows: one, OldJob; none: no such job, or not
+-- of this tenant.
 SELECT name, tenant, actor, queue, metadata, chunk, callbacks, limits
 FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 
 -- name: lock_source
--- A job whose items are copied: it stays over, and is not deleted, until this transaction ends.
--- Caller: run_again._copy_chunk. Rows: (total); none: it is open again, or deleted. Lock order: it is older than the other.
+-- Lock a job whose items are copied: it is neither reopened nor deleted before this transaction ends.
+-- Caller: run_again._copy_chunk. Rows: (total); none: it is open again, or deleted. Lock order: it has the lower id.
 SELECT total FROM callboard.jobs WHERE id = %(source)s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR SHARE
 
 -- name: copy_old_items
--- A stretch of the items that were submitted with a job, as items of a new one; `states`: those that ended so (NULL: all).
--- What a job that is over has not run is cancelled. Caller: run_again._copy_chunk, under the locks of both jobs.
+-- Copy a range of the bulk items of a job to a new one. `states`: only items with these final states (NULL: all).
+-- Items that an ended job has not run count as cancelled. Caller: run_again._copy_chunk, under the locks of both jobs.
 INSERT INTO callboard.items (job_id, item, item_key, args)
 SELECT %(job)s, %(total)s + row_number() OVER (ORDER BY i.item) - 1, i.item_key, i.args
 FROM callboard.items AS i

@@ -1,8 +1,8 @@
 -- name: lock_succeeding
--- The items whose outcome is about to be recorded, before the user's own statements run that belong to it.
--- Guard: as that of `record`, which finds them as they are here: they stay locked until the transaction ends.
--- Caller: the journal, in the transaction of `record`. Rows: (job, item) of those that it will move.
--- Lock order: items by key; then what the user's statements lock, then jobs: these may take long, and hold up no job.
+-- Lock the items whose outcome is about to be recorded, before the user's statements that belong to it run. Guard: the
+-- same as in `record`, which finds these items unchanged: they stay locked until the transaction ends. Caller: the
+-- journal, in the transaction of `record`. Rows: (job, item) of those that `record` will move. Lock order: items by
+-- key; then the locks of the user's statements, then jobs: a long user statement delays no job.
 WITH event AS (
     SELECT e.* FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[]) AS e (job, item, attempt),
                     {lock_wait}

@@ -1,5 +1,5 @@
 -- name: standing_job
--- The job of the day (UTC) of an actor's plain sends, made when it isn't there yet.
+-- The standing job of an actor's plain sends for today (UTC), created if it does not exist.
 -- Caller: the store of sends. Rows: one, (id).
 WITH made AS (
     INSERT INTO callboard.jobs (name, actor, queue, standing_on)
@@ -14,9 +14,9 @@ WHERE actor = %(actor)s AND standing_on = (now() AT TIME ZONE 'UTC')::date AND N
 LIMIT 1
 
 -- name: lock_for_keys
--- Jobs that are about to get items with keys, and the standing jobs of their actors that take items: a process that has not
--- noticed midnight (UTC), and one that has, add to two of them, and the second process is to see what the first stored.
--- Caller: the store of sends, for messages recorded on sight. Rows: none. Lock order: jobs by id.
+-- Lock jobs that are about to get items with keys, and the open standing jobs of their actors: around midnight (UTC) two
+-- processes may add to two standing jobs, and the second process must see the items of the first.
+-- Caller: the store of sends, for messages of producers without Callboard. Rows: none. Lock order: jobs by id.
 -- Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 SELECT FROM callboard.jobs AS j, {send_lock_wait}
 WHERE j.id IN (
@@ -27,9 +27,9 @@ WHERE j.id IN (
 ORDER BY j.id FOR NO KEY UPDATE OF j
 
 -- name: items_by_key
--- Messages recorded on sight that a standing job has as items, of any of the last days or one that is open still, as they
--- are under the locks of lock_for_keys. `job`: where each would be stored. Of another job only what has not long ended
--- counts, unless the message is `redelivered`: else somebody has sent it anew, to have it run again.
+-- The messages of producers without Callboard that a standing job of the last days, or an open one, already has as items;
+-- read under the locks of lock_for_keys. `job`: the job in which each would be stored. An item of another job counts only
+-- if it has not ended long ago, or the message is `redelivered`: otherwise the message was sent again, to run again.
 -- Caller: the store of sends. Rows: (actor, item_key, job_id, item).
 SELECT DISTINCT ON (k.actor, k.item_key) k.actor, k.item_key, i.job_id, i.item
 FROM unnest(%(actor)s::text[], %(key)s::text[], %(job)s::bigint[], %(redelivered)s::bool[]) AS k (actor, item_key, job, redelivered)
@@ -40,15 +40,15 @@ WHERE k.redelivered OR j.id = k.job OR i.finished_at IS NULL OR i.finished_at > 
 ORDER BY k.actor, k.item_key, i.job_id DESC
 
 -- name: add_items
--- Plain sends and messages recorded on sight, in one statement and so in one transaction. Each is numbered from the total
--- of its job on, as the job is locked.
--- Transition: none -> waiting. One that its sender is to publish gets a lease of its job, held or new, and counts as
--- published. The others get a row in the outbox, unless their message is under way already: one that waits for its time, or
--- of a job of which others wait, too (see claim_outbox).
--- Guard: the job is neither over nor being stopped nor of stages, nor sealed, but for what its own items send (`child`).
--- One with a key that its job has already is refused by the index: the caller looks for it under the lock of the job.
--- A lease that somebody ends in this moment is not held.
--- Caller: the store of sends. Rows: (nth, item, lease; NULL: its sender does not publish it) of what is stored.
+-- Store plain sends and messages of producers without Callboard, in one statement and so in one transaction. They are
+-- numbered from the total of their job, under the job's lock.
+-- Transition: none -> waiting. A send that its process publishes gets a lease of its job, an existing or a new one, and
+-- counts as published. Others get a row in the outbox, unless their message is already published: sends that wait for
+-- their time, or for the turn of their job (see claim_outbox).
+-- Guard: the job is neither over nor being stopped nor of stages; it may be sealed only for sends of its own items
+-- (`child`). The index refuses a key that the job already has: the caller searches for it under the lock of the job.
+-- A lease that is being ended is not used.
+-- Caller: the store of sends. Rows: (nth, item, lease; NULL: its process does not publish it) of the stored items.
 -- Lock order: jobs by id, then leases without waiting for any. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 WITH new AS (
     SELECT n.*, (%(child)s::bool[])[n.nth] AS child
@@ -89,11 +89,11 @@ WITH new AS (
 SELECT nth, item, lease FROM placed
 
 -- name: add_item
--- One plain send that its sender is to publish, under a lease that is held: what a program adds that sends one after the
--- other. It does what `add_items` does with it, in half of the time.
--- Transition: none -> waiting, which counts as published. Guard: as in add_items, and the job has none of its items wait for
--- their turn or time. A lease that somebody ends in this moment is not held.
--- Caller: the store of sends. Rows: one, (item). None: add_items is to decide what becomes of it.
+-- Store one plain send that its process publishes, under an existing lease: the case of a program that sends one message
+-- after the other. The effect is that of `add_items`, in half of the time.
+-- Transition: none -> waiting, which counts as published. Guard: as in add_items, and items of the job need not wait for
+-- their turn or time. A lease that is being ended is not used.
+-- Caller: the store of sends. Rows: one, (item). None: add_items must handle it.
 -- Lock order: the job, then the lease without waiting for it. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 WITH locked AS (
     SELECT j.id
@@ -113,7 +113,7 @@ FROM grown
 RETURNING item
 
 -- part: send_lock_wait
--- As `lock_wait` does it, for SEND_LOCK_WAIT_SECONDS.
+-- Like `lock_wait`, for SEND_LOCK_WAIT_SECONDS.
 (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 
 -- part: message_ids
@@ -121,24 +121,24 @@ RETURNING item
 callboard.uuid_of(message_id), CASE WHEN callboard.uuid_of(message_id) IS NULL THEN message_id END
 
 -- part: takes_sends
--- Whether the job `j` is one that plain sends go into, which may be sealed.
+-- Whether the job `j` takes plain sends, if it is not sealed.
 j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
 
 -- part: goes_at_once
--- Whether a plain send into the job `j` is published at once, and not in its turn.
+-- Whether a plain send into the job `j` is published at once, not in the job's turn.
 j.state <> 'paused' AND NOT {is_limited} AND {its_time_is}
 
 -- name: renew_send_leases
--- The broker is slow to confirm what is published under these leases, so they hold for longer. Guard: they have not lapsed.
--- Caller: the publisher. Rows: (id) of those that hold on. Lock order: leases, without waiting for any.
+-- Renew leases, because the broker confirms their sends slowly. Guard: they have not expired.
+-- Caller: the publisher. Rows: (id) of the renewed ones. Lock order: leases, without waiting for any.
 UPDATE callboard.send_leases AS l SET ends_at = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s)
 FROM (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND ends_at > now() FOR NO KEY UPDATE SKIP LOCKED) AS h
 WHERE l.id = h.id
 RETURNING l.id
 
 -- name: end_send_leases
--- All that was sent under these leases is published, or has a row in the outbox. Guard: nobody has them locked.
--- Caller: the publisher. Rows: (id) of those that are locked, and stay. Lock order: leases, without waiting for any.
+-- End leases: all of their sends are published, or have a row in the outbox. Guard: they are not locked.
+-- Caller: the publisher. Rows: (id) of the locked ones, which stay. Lock order: leases, without waiting for any.
 WITH ended AS (
     DELETE FROM callboard.send_leases
     WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) FOR UPDATE SKIP LOCKED)
@@ -147,16 +147,16 @@ WITH ended AS (
 SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND id NOT IN (SELECT id FROM ended)
 
 -- name: lapsed_send_leases
--- The leases of processes that vanished, in random order, so that those of locked jobs don't hold up others.
+-- Expired leases, whose processes died, in random order, so that those of locked jobs do not delay others.
 -- Caller: the sweep. Rows: (job, leases).
 SELECT job_id, array_agg(id) FROM callboard.send_leases WHERE ends_at <= now()
 GROUP BY job_id ORDER BY random() LIMIT %(limit)s
 
 -- name: end_lapsed_send_leases
--- Leases of processes that vanished end: their sends go into the outbox in the same transaction, by `queue_sends`. A send that
--- is being stored under a lease has it locked, so all sends of those that end are committed.
--- Guard: they have lapsed, and no transaction has locked them. Caller: the sweep. Rows: one, (leases, the least first item;
--- NULL: none). The transaction searches tables by their indexes from then on.
+-- End expired leases; `queue_sends` puts their sends into the outbox in the same transaction. A transaction that stores a
+-- send under a lease has locked the lease, so all sends of the ended leases are committed.
+-- Guard: they have expired, and no transaction has locked them. Caller: the sweep. Rows: one, (leases, the least first item;
+-- NULL: none). After this statement, the transaction uses only index scans.
 WITH ended AS (
     DELETE FROM callboard.send_leases
     WHERE id IN (SELECT id FROM callboard.send_leases WHERE id = ANY (%(leases)s) AND ends_at <= now() FOR UPDATE SKIP LOCKED)
@@ -165,12 +165,12 @@ WITH ended AS (
 SELECT array_agg(id), min(first_item) FROM ended, (SELECT set_config('enable_seqscan', 'off', true)) AS by_index
 
 -- name: queue_sends
--- Sends of stretches of jobs, from `low` to below `high`, that were stored under one of these leases and go into the outbox,
--- to be published by anybody: their process could not, or vanished. They count as published no more.
+-- Put sends that were stored under one of these leases into the outbox, from ranges of items, `low` to below `high`: their
+-- process could not publish them, or died. They no longer count as published.
 -- `tried`: they may have been published, so they are suspect. `pause`: the seconds after which they are due.
 -- Guard: the item waits for its first attempt, and has no row in the outbox.
--- Caller: the publisher; the sweep. Lock order: items by key, their outbox rows, then jobs by id. The transaction waits for
--- a lock for a moment only.
+-- Caller: the publisher; the sweep. Lock order: items by key, their outbox rows, then jobs by id. The transaction waits only
+-- briefly for a lock.
 WITH held AS (
     SELECT i.* FROM unnest(%(job)s::bigint[], %(low)s::bigint[], %(high)s::bigint[]) AS s (job_id, low, high)
     CROSS JOIN LATERAL (

@@ -1,6 +1,6 @@
 -- name: create_job
--- A job that is being submitted, or the one that has this key already: while it is open it is taken up; `alone`: unless
--- another submission of it goes on. One that is open for more items is not taken up.
+-- Create a job for a submission, or find the job with this key. The submission of an unfinished job is continued; `alone`:
+-- unless another submission of it is running. A job that is open for more items is not continued.
 -- Caller: submit, job(). Rows: one, SubmittedJob and `asked`.
 WITH made AS (
     INSERT INTO callboard.jobs AS j
@@ -23,13 +23,13 @@ WHERE key = %(key)s AND tenant = %(tenant)s
 LIMIT 1
 
 -- name: free_key
--- A job that is over gives its key to a new one. Guard: it is over. Caller: create_job, stages.create.
+-- An ended job gives up its key. Guard: it is over. Caller: create_job, stages.create.
 UPDATE callboard.jobs SET key = NULL WHERE tenant = %(tenant)s AND key = %(key)s AND finished_at IS NOT NULL
 
 -- name: lock_submission
--- Where a job's submission stands, locked until its next chunk is committed.
+-- The progress of a job's submission, locked until its next chunk is committed.
 -- Caller: submission.lock. Rows: SubmissionState; none: no such job.
--- A client that stands still in the COPY that follows counts as active: see end_frozen_copies.
+-- A client that stops sending during the following COPY counts as active: see end_frozen_copies.
 SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL,
        submitting_until IS NULL AND standing_on IS NULL AND stages IS NULL AND stage IS NULL,
        submitting_until > now()
@@ -49,7 +49,7 @@ WHERE id = %(job)s
 COPY callboard.items (job_id, item, args) FROM STDIN (FORMAT BINARY)
 
 -- name: create_staging_table
--- Where a chunk with item keys is made unique. It ends with the transaction. Caller: store_chunk.
+-- The table in which a chunk with item keys is made unique. It ends with the transaction. Caller: store_chunk.
 CREATE TEMPORARY TABLE callboard_chunk (line integer, item_key text, args bytea) ON COMMIT DROP
 
 -- name: copy_to_staging
@@ -57,8 +57,8 @@ CREATE TEMPORARY TABLE callboard_chunk (line integer, item_key text, args bytea)
 COPY pg_temp.callboard_chunk (line, item_key, args) FROM STDIN (FORMAT BINARY)
 
 -- name: insert_staged_items
--- The staged inputs whose item key the job doesn't have, the first of each, numbered from its total.
--- Caller: store_chunk, under the job's lock. The number of rows is what the total grows by.
+-- Insert the staged inputs with new item keys, the first of each key, numbered from the job's total.
+-- Caller: store_chunk, under the job's lock. The total grows by the number of rows.
 INSERT INTO callboard.items (job_id, item, item_key, args)
 SELECT %(job)s, %(total)s + row_number() OVER (ORDER BY line) - 1, item_key, args
 FROM (
@@ -68,8 +68,9 @@ FROM (
 ) AS fresh
 
 -- name: seal_job
--- No more items come from outside. Transition: open -> sealed; and completed when nothing is left to do.
--- Guard: neither sealed nor stopped, nor a job of stages. Caller: submit, job(), the sweep. Rows: (state); none: sealed or stopped before.
+-- Seal a job: it takes no more items from outside. Transition: open -> sealed; and completed if all its items are final.
+-- Guard: neither sealed nor stopped, nor a job of stages. Caller: submit, job(), the sweep. Rows: (state); none: already
+-- sealed or stopped.
 UPDATE callboard.jobs
 SET sealed = true, held = false, bulk_end = CASE WHEN held THEN total ELSE bulk_end END,
     state = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN 'completed' ELSE state END,
@@ -79,30 +80,30 @@ WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND stages IS NULL
 RETURNING state::text
 
 -- name: fail_submission
--- A submission that can't be taken up again broke off. Transition: open -> failed, with the reason.
+-- A submission broke off and can't be continued. Transition: open -> failed, with the reason.
 -- Guard: neither sealed nor stopped. Caller: submit.
 UPDATE callboard.jobs
 SET state = 'failed', reason = %(reason)s, finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp()
 WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
 
 -- name: open_job
--- All items of a submission are stored, and others may come from outside until the job is sealed.
--- Guard: neither sealed nor stopped. Caller: submit over HTTP. Rows: (id); none: sealed or stopped before.
+-- All items of a submission are stored; the job takes more items from outside until it is sealed.
+-- Guard: neither sealed nor stopped. Caller: submit over HTTP. Rows: (id); none: already sealed or stopped.
 UPDATE callboard.jobs
 SET submitting_until = NULL, held = false, bulk_end = CASE WHEN held THEN total ELSE bulk_end END, updated_at = now()
 WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
 RETURNING id
 
 -- name: release_submission
--- A submission broke off that may be taken up again at once. Guard: open, and not open for more items.
+-- A submission broke off; the next one may continue it at once. Guard: open, and not open for more items.
 -- Caller: submit over HTTP.
 UPDATE callboard.jobs SET submitting_until = now()
 WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND submitting_until > now()
 
 -- name: discard_submission
--- A submission was refused, and nothing of it was published: it leaves nothing behind, so nobody is called, and the job,
--- with its stages, may be marked as deleted. Transition: open -> failed. Guard: held, neither sealed nor stopped.
--- Caller: submission.discard_job. Rows: (id of the whole job), one a job. Lock order: jobs by id.
+-- A submission was refused before anything of it was published: no callbacks are called, and the job, with its stages, may
+-- be marked as deleted. Transition: open -> failed. Guard: held, neither sealed nor stopped.
+-- Caller: submission.discard_job. Rows: (id of the whole job), one per job. Lock order: jobs by id.
 WITH whole AS (
     SELECT coalesce(parent_id, id) AS id FROM callboard.jobs
     WHERE id = %(job)s AND held AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
@@ -122,8 +123,8 @@ WHERE j.id IN (SELECT id FROM refused)
 RETURNING coalesce(parent_id, id)
 
 -- name: renew_submissions
--- The submissions of these jobs are still going on, whatever their sources take their time for.
--- Guard: neither sealed nor stopped. Caller: the submission lease. Rows: (id) of those that were passed by, since another
+-- The submissions of these jobs are still running, even if their sources are slow.
+-- Guard: neither sealed nor stopped. Caller: the submission lease. Rows: (id) of those that were skipped, because another
 -- transaction has locked them. Lock order: jobs by id without waiting for any.
 WITH kept AS (
     SELECT id FROM callboard.jobs WHERE id = ANY(%(jobs)s) AND NOT sealed AND finished_at IS NULL
@@ -136,12 +137,12 @@ SELECT id FROM callboard.jobs
 WHERE id = ANY(%(jobs)s) AND NOT sealed AND finished_at IS NULL AND id NOT IN (SELECT id FROM kept) ORDER BY id
 
 -- name: fail_abandoned_submissions
--- Jobs without a key whose submitter is gone: nobody can take them up again.
--- Transition: open -> failed, with a reason that says what to do. Guard: neither sealed nor stopped, the lease lapsed.
--- Of a job of stages only the first stage is submitted; its key is its parent's.
--- One with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep; without `writes` it only finds
+-- Fail jobs without a key whose submitter has died: their submission can't be continued.
+-- Transition: open -> failed, with a reason that says what to do. Guard: neither sealed nor stopped, the lease expired.
+-- Only the first stage of a job of stages is submitted; its key is the parent's.
+-- A job with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep; without `writes` it only finds
 -- them. Rows: (id).
--- Lock order: jobs by id without waiting for any: of one that is locked the lease could not be renewed. Its turns: for
+-- Lock order: jobs by id without waiting for any: the lease of a locked job could not be renewed. Its turns: for
 -- LOCK_WAIT_SECONDS at most.
 WITH abandoned AS (
     SELECT j.id FROM callboard.jobs AS j
@@ -160,5 +161,5 @@ WITH abandoned AS (
 SELECT id FROM abandoned
 
 -- name: known_actor
--- The queue and the arguments of an actor that some worker announced. Caller: submit. Rows: (queue, signature) or none.
+-- The queue and the arguments of an actor that a worker announced. Caller: submit. Rows: (queue, signature) or none.
 SELECT queue, signature FROM callboard.actors WHERE name = %(name)s

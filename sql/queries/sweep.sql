@@ -1,7 +1,7 @@
 -- name: renew_lease
--- Stay the one that sweeps. Guard: the lease is this one's and has not lapsed. With nothing to sweep it is given up: then
--- anybody sweeps after a `rest`, or as soon as there is something. Caller: the sweep.
--- Rows: one, Lease; none: the lease lapsed, and somebody else may have swept since.
+-- Renew the lease of the sweep. Guard: this process holds the lease, and it has not expired. If there is nothing to sweep,
+-- the lease is released: then any process takes it after a `rest`, or as soon as there is work. Caller: the sweep.
+-- Rows: one, Lease; none: the lease expired, and another process may have swept since.
 UPDATE callboard.leases AS l
 SET holder = CASE WHEN t.anything THEN l.holder ELSE '' END,
     until = now() + make_interval(secs => CASE WHEN t.anything THEN %(lease)s::float8 ELSE %(rest)s END)
@@ -10,7 +10,7 @@ WHERE l.name = 'sweep' AND l.holder = %(holder)s AND l.until >= now()
 RETURNING t.anything, {clock}, extract(epoch FROM t.until - now())::float8 - %(lease)s
 
 -- part: anything_to_sweep
--- Whether more is to be swept than what can wait for some seconds.
+-- Whether there is work for the sweep that can't wait for some seconds.
 EXISTS (SELECT FROM callboard.running)
 OR EXISTS (SELECT FROM callboard.turns WHERE over)
 OR EXISTS (SELECT FROM callboard.jobs
@@ -26,12 +26,12 @@ OR EXISTS (SELECT FROM callboard.jobs
 extract(epoch FROM clock_timestamp())::float8
 
 -- part: lease_holds
--- Whether a lease holds. One that ends later than any does was made before the clock was set back.
+-- Whether a lease is valid. A lease that ends too late was taken before the clock was set back.
 until BETWEEN now() AND now() + interval '1 minute'
 
 -- name: acquire_lease
--- Become the one that sweeps. Guard: nobody holds the lease, or it lapsed.
--- Caller: the sweep. Rows: one, Lease; none: somebody else sweeps.
+-- Take the lease of the sweep. Guard: no process holds the lease, or it has expired.
+-- Caller: the sweep. Rows: one, Lease; none: another process sweeps.
 INSERT INTO callboard.leases AS l (name, holder, until)
 VALUES ('sweep', %(holder)s, now() + make_interval(secs => %(lease)s))
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
@@ -41,23 +41,23 @@ RETURNING true, {clock},
                     FROM callboard.leases WHERE name = 'sweep'), 0)
 
 -- name: release_lease
--- Somebody else may sweep. Caller: the sweep, when it stops.
+-- Release the lease of the sweep. Caller: the sweep, when it stops.
 DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %(holder)s
 
 -- name: follow_clock_set_back
--- The clock of the database was set back by so many seconds, at least. A time to come that the clock gave becomes that much
--- earlier, so nothing waits longer than it should. A heartbeat that is to come becomes now, so a worker that died is found.
--- The last change of a job becomes earlier, so the lost messages of a job that does not move are found; and so does the
--- beginning of what is open, which else would end before. What was sampled later than now is deleted: a rate or a chart that
--- goes by it would be wrong. A claim holds for no longer than one that is made now: one that was made after the clock was set
--- back keeps its time, and what nobody has claimed stays so.
--- A time that somebody gave stays: of a start, a deadline, a token. The `seq` of each turn changes, so that a publisher that
--- looks at the turn in this moment does not store times of before.
--- Caller: the sweep, in the transaction that renews its lease. After an error the next round does all of this once more, for
--- it knows the seconds from the lease.
+-- The clock of the database was set back by at least so many seconds. Future times that came from the clock become that much
+-- earlier, so that nothing waits too long. A future heartbeat becomes now, so that a dead worker is detected.
+-- A future last change of a job becomes earlier, so that its lost messages are found. So do future times of creation and
+-- start of open jobs, which otherwise could end before they began. Samples with future times are deleted, because rates
+-- and charts would be wrong. A claim ends no later than a claim that is made now: a claim that was made after the clock was
+-- set back keeps its time, and unclaimed rows stay unclaimed.
+-- Times that a user gave stay: a start, a deadline, a token's expiry. The `seq` of each turn changes, so that a publisher
+-- that is serving the turn does not store old times.
+-- Caller: the sweep, in the transaction that renews its lease. After an error the next round repeats all of this: it takes
+-- the seconds from the lease.
 -- Lock order: jobs by id, then turns by job; then rows of the outbox, running, callbacks and workers without waiting for any.
--- A message moves only if its turn is locked: its update changes the turn, and must not wait. Each `count(*)` locks all that
--- come before: without it PostgreSQL runs the parts of this statement in an order of its own.
+-- A message is changed only if its turn is locked: its update changes the turn, and must not wait. Each `count(*)` makes
+-- PostgreSQL lock the rows of the part before first: otherwise it runs the parts in any order.
 WITH back AS (
     SELECT make_interval(secs => %(seconds)s) AS time, now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) AS published,
            now() + make_interval(secs => %(SUBMISSION_LEASE_SECONDS)s) AS submitted,
@@ -74,13 +74,13 @@ WITH back AS (
     WHERE (due_at > now() AND due_at < timestamptz '9999-01-01Z' OR claimed_until > now())
       AND (dead OR (job_id, queue) IN (SELECT job_id, queue FROM turn)) AND (SELECT count(*) FROM turn) >= 0
     FOR UPDATE SKIP LOCKED
-), flying AS (
+), in_flight AS (
     SELECT job_id, item FROM callboard.running WHERE started_at > now() AND (SELECT count(*) FROM message) >= 0
     FOR UPDATE SKIP LOCKED
 ), callback AS (
     SELECT id FROM callboard.callbacks
     WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) > now()
-      AND (SELECT count(*) FROM flying) >= 0
+      AND (SELECT count(*) FROM in_flight) >= 0
     FOR UPDATE SKIP LOCKED
 ), worker AS (
     SELECT id FROM callboard.workers
@@ -117,7 +117,7 @@ WITH back AS (
     UPDATE callboard.send_leases SET ends_at = back.published FROM back WHERE ends_at > back.published
 ), running AS (
     UPDATE callboard.running AS r SET started_at = started_at - time
-    FROM flying AS f, back WHERE r.job_id = f.job_id AND r.item = f.item
+    FROM in_flight AS f, back WHERE r.job_id = f.job_id AND r.item = f.item
 ), samples AS (
     DELETE FROM callboard.samples AS s USING job WHERE s.job_id = job.id AND s.taken_at > now()
 ), callbacks AS (
@@ -135,52 +135,53 @@ SELECT id FROM callboard.jobs
 WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE 'UTC')::date ORDER BY id
 
 -- name: ended_turns
--- Jobs that ended and have turns left, so perhaps messages and lanes; all of them unless it `writes`. The rest of the
--- transaction searches tables by their indexes, also one that the planner takes for tiny. Caller: the sweep. Rows: (id).
+-- Ended jobs that still have turns, so perhaps messages and lanes; all of them unless it `writes`. After this statement, the
+-- transaction uses only index scans, even of tables that the planner takes for tiny. Caller: the sweep. Rows: (id).
 SELECT DISTINCT j.id FROM (SELECT job_id AS id FROM callboard.turns WHERE over) AS j,
        (SELECT set_config('enable_seqscan', 'off', true)) AS by_index
 WHERE {of_page} ORDER BY j.id LIMIT CASE WHEN %(writes)s THEN %(DROP_BATCH_JOBS)s::int END
 
 -- name: drop_messages_of_ended_jobs
--- What was to be published for jobs that are over never is; what waits for the dead
--- letters goes there. It counts as published, so that what is left to publish stays exact. Of a job without such messages
--- the lanes and turns are deleted: nothing of it is in flight.
--- Guard: the job, locked, is still over; what a publisher or a retry has in hand is left to it. Caller: the sweep.
--- Rows: none. Lock order: jobs by id, then rows of the outbox without waiting for any, then lanes and turns. Waits for a lock
--- for LOCK_WAIT_SECONDS at most.
+-- Delete the unpublished messages of ended jobs; dead letters stay, to be published. The deleted messages count as
+-- published, so that the number of items left to publish stays exact. For a job without such messages the lanes and turns
+-- are deleted: none of its items is in flight.
+-- Guard: the job, locked, is still over; messages that a publisher or a retry has locked are skipped. Caller: the sweep.
+-- Rows: none. Lock order: jobs by id, then rows of the outbox without waiting for any, then lanes and turns. Waits for a
+-- lock for LOCK_WAIT_SECONDS at most.
 WITH over AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.id = ANY (%(jobs)s) AND j.finished_at IS NOT NULL
     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
-), theirs AS MATERIALIZED (
+), their_messages AS MATERIALIZED (
     SELECT o.id, over.id AS job_id FROM over CROSS JOIN LATERAL (
-        -- In order, so that the planner takes the index, which is of one job, whatever it takes the job for.
+        -- Ordered, so that the planner uses the index of one job, whatever size it estimates.
         SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = over.id AND NOT o.dead ORDER BY o.item LIMIT %(DROP_BATCH_MESSAGES)s
     ) AS o LIMIT %(DROP_BATCH_MESSAGES)s
-), lying AS (
-    SELECT o.id FROM theirs CROSS JOIN LATERAL (
-        SELECT id FROM callboard.outbox AS o WHERE o.id = theirs.id AND NOT o.dead OFFSET 0 FOR UPDATE SKIP LOCKED
+), in_outbox AS (
+    SELECT o.id FROM their_messages CROSS JOIN LATERAL (
+        SELECT id FROM callboard.outbox AS o WHERE o.id = their_messages.id AND NOT o.dead OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS o
-), gone AS (
-    DELETE FROM callboard.outbox AS o USING lying WHERE o.id = lying.id RETURNING o.job_id, o.first, o.in_turn
+), deleted AS (
+    DELETE FROM callboard.outbox AS o USING in_outbox WHERE o.id = in_outbox.id RETURNING o.job_id, o.first, o.in_turn
 ), clear AS (
-    SELECT id FROM over WHERE id NOT IN (SELECT job_id FROM theirs) AND (SELECT count(*) FROM theirs) < %(DROP_BATCH_MESSAGES)s  -- hashed
+    SELECT id FROM over WHERE id NOT IN (SELECT job_id FROM their_messages) AND (SELECT count(*) FROM their_messages) < %(DROP_BATCH_MESSAGES)s  -- hashed
 ), in_lanes AS (
     SELECT l.job_id, l.item FROM clear JOIN callboard.lanes AS l ON l.job_id = clear.id FOR UPDATE OF l SKIP LOCKED
-), laneless AS (
+), deleted_lanes AS (
     DELETE FROM callboard.lanes AS l USING in_lanes AS i WHERE l.job_id = i.job_id AND l.item = i.item
-), turnless AS (
+), deleted_turns AS (
     DELETE FROM callboard.turns AS t USING clear WHERE t.job_id = clear.id
 )
 UPDATE callboard.jobs AS j SET published = j.published + d.published, in_turn = j.in_turn - d.in_turn
 FROM (
-    SELECT job_id, count(*) FILTER (WHERE first) AS published, count(*) FILTER (WHERE in_turn) AS in_turn FROM gone GROUP BY job_id
+    SELECT job_id, count(*) FILTER (WHERE first) AS published, count(*) FILTER (WHERE in_turn) AS in_turn FROM deleted GROUP BY job_id
 ) AS d
 WHERE j.id = d.job_id
 
 -- name: end_frozen_copies
--- Sessions of submitters that stand still in a COPY, with their job locked. PostgreSQL ends them by no limit of its own: while
--- it waits for the rest of a COPY, it heeds no cancellation. Guard: this role may end them. Caller: the sweep. Rows: (pid).
+-- Terminate sessions of submitters whose COPY stands still while their job is locked. None of PostgreSQL's limits ends them:
+-- while it waits for the rest of a COPY, it ignores cancellation. Guard: this role may terminate them. Caller: the sweep.
+-- Rows: (pid).
 SELECT pid FROM (
     SELECT pid FROM pg_stat_activity
     WHERE datname = current_database() AND state = 'active' AND wait_event = 'ClientRead' AND query ~ '^COPY \S+[.]callboard_chunk|^COPY callboard[.]'
@@ -189,38 +190,39 @@ SELECT pid FROM (
 ) AS frozen WHERE pg_terminate_backend(pid)
 
 -- name: analyze_grown_tables
--- The planner learns of tables that have grown far beyond their statistics. Guard: nobody is at it. Never waits.
--- Caller: the sweep, each round; submit, after a large chunk. Rows: none to read.
+-- Analyze tables that have grown far beyond their statistics. Guard: no other session is analyzing them. Never waits.
+-- Caller: the sweep, each round; submit, after a large chunk. Rows: one, empty.
 SELECT callboard.analyze_grown(NULL)
 
 -- name: page_of_open_jobs
--- Where the next page of open jobs ends. Caller: the sweep. Rows: one, (the last id; NULL: it is the last page).
+-- The end of the next page of open jobs. Caller: the sweep. Rows: one, (the last id; NULL: it is the last page).
 SELECT CASE WHEN count(*) = %(limit)s THEN max(id) END
 FROM (SELECT id FROM callboard.jobs WHERE finished_at IS NULL AND id > %(after)s ORDER BY id LIMIT %(limit)s) AS j
 
 -- part: of_page
--- Whether the job `j` is of the page. The planner does not see its ends: else it would plan anew for each page.
+-- Whether the job `j` is in the page. Subqueries hide the limits from the planner: otherwise it would plan again for each
+-- page.
 j.id > (SELECT %(after)s::bigint) AND j.id <= (SELECT %(last)s::bigint)
 
 -- name: sample_jobs
--- A point for each open job of a page that moved since its last. Caller: the sweep.
-WITH flying AS MATERIALIZED (
+-- Add a sample for each open job of a page that changed since its last sample. Caller: the sweep.
+WITH in_flight AS MATERIALIZED (
     SELECT r.job_id, {done_in_part} AS in_part FROM callboard.running AS r GROUP BY r.job_id
 )
 INSERT INTO callboard.samples (job_id, final, failed, in_part)
-SELECT j.id, j.succeeded + j.failed + j.skipped, j.failed, coalesce(hand.in_part, 0)
+SELECT j.id, j.succeeded + j.failed + j.skipped, j.failed, coalesce(flight.in_part, 0)
 FROM callboard.jobs AS j
 LEFT JOIN LATERAL (
     SELECT s.final, s.in_part FROM callboard.samples AS s WHERE s.job_id = j.id ORDER BY s.taken_at DESC LIMIT 1
 ) AS last ON true
-LEFT JOIN flying AS hand ON hand.job_id = j.id
+LEFT JOIN in_flight AS flight ON flight.job_id = j.id
 WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL AND {of_page}
-  AND (last.final, last.in_part) IS DISTINCT FROM (j.succeeded + j.failed + j.skipped, coalesce(hand.in_part, 0))
+  AND (last.final, last.in_part) IS DISTINCT FROM (j.succeeded + j.failed + j.skipped, coalesce(flight.in_part, 0))
 ON CONFLICT DO NOTHING
 
 -- name: open_jobs
--- The next open jobs by id, and whether something of each is published and has no end: then it lies in a queue, is held,
--- or is lost. Caller: the search for lost messages. Rows: OpenJob; `quiet`: the job has not moved for a while.
+-- The next open jobs by id, and whether published items of each have not ended: these are queued, held by a worker, or
+-- lost. Caller: the search for lost messages. Rows: OpenJob; `quiet`: the job has not changed for a while.
 SELECT id, watermark, bulk_end, total, updated_at < now() - make_interval(secs => %(quiet)s),
        stopping IS NULL AND state <> 'paused'
        AND published > succeeded + failed + skipped + cancelled + retrying + in_turn,
@@ -233,7 +235,7 @@ ORDER BY id
 (SELECT coalesce(sum(t.given_back), 0)::bigint FROM callboard.turns AS t WHERE t.job_id = j.id)
 
 -- part: held
--- The items of the jobs `job` that live workers held at their last beats, or that run. Each array is unpacked once.
+-- The items of the jobs `job` that live workers held at their last heartbeat, or that run. Each array is unnested once.
 held AS MATERIALIZED (
     SELECT h.job_id, h.item
     FROM callboard.workers AS w CROSS JOIN LATERAL unnest(w.held_jobs, w.held_items) AS h (job_id, item)
@@ -243,10 +245,10 @@ held AS MATERIALIZED (
 )
 
 -- name: drop_unheld_running
--- Rows of `running` whose worker lives and did not hold the item at its last beat, long after the attempt started. The
--- outcome was committed and is gone, as after a failover to a replica that was behind; the message is gone, too.
--- Caller: the sweep. Lock order: rows of `running` without waiting for any.
-WITH gone AS (
+-- Delete rows of `running` whose worker is alive and did not hold the item at its last heartbeat, long after the attempt
+-- started. The outcome was committed and then lost, for example by a failover to a replica that was behind; the message was
+-- acknowledged. Caller: the sweep. Lock order: rows of `running` without waiting for any.
+WITH unheld AS (
     SELECT r.job_id, r.item FROM callboard.running AS r
     JOIN callboard.live_workers(%(DEAD_AFTER_SECONDS)s) AS w ON w.id = r.worker
     WHERE r.started_at < w.beat_at - make_interval(secs => %(DEAD_AFTER_SECONDS)s)
@@ -254,14 +256,13 @@ WITH gone AS (
                       WHERE h.job_id = r.job_id AND h.item = r.item)
     FOR UPDATE OF r SKIP LOCKED
 )
-DELETE FROM callboard.running AS r USING gone AS g WHERE r.job_id = g.job_id AND r.item = g.item
+DELETE FROM callboard.running AS r USING unheld AS g WHERE r.job_id = g.job_id AND r.item = g.item
 
 -- name: unheld_items
--- Published items of stretches of jobs that are open and that nobody is known to hold: not in the
--- outbox, not in `running`, not in any live worker's hands at its last beat, and their process is not publishing them. They
--- are queued, or lost.
--- OFFSET 0: looked up for each, whatever the planner makes of a job that it doesn't know; of most jobs the outbox has none.
--- Caller: the search for lost messages. Rows: (job, item, attempt, queue), by job and item, `limit` of a stretch at most.
+-- Published open items in ranges of jobs that no process is known to hold: not in the outbox, not in `running`, not held by
+-- a live worker at its last heartbeat, and not being published under a lease. They are queued, or lost.
+-- OFFSET 0: one lookup per row, whatever the planner estimates for a new job; most jobs have no rows in the outbox.
+-- Caller: the search for lost messages. Rows: (job, item, attempt, queue), by job and item, at most `limit` per range.
 WITH {held}
 SELECT r.job_id, i.item, i.attempt, coalesce(i.queue, j.queue)
 FROM unnest(%(job)s::bigint[], %(low)s::int[], %(high)s::int[]) AS r (job_id, low, high)
@@ -282,23 +283,23 @@ CROSS JOIN LATERAL (
 ORDER BY r.job_id, i.item
 
 -- name: oldest_heartbeat_seconds
--- How long ago the live worker that has not beaten for longest did. Caller: the search for lost messages.
--- Rows: one, (seconds); NULL: no worker lives.
+-- The age of the oldest heartbeat of a live worker. Caller: the search for lost messages.
+-- Rows: one, (seconds); NULL: no worker is alive.
 SELECT extract(epoch FROM now() - min(beat_at))::float8 FROM callboard.workers
 WHERE stopped_at IS NULL AND died_at IS NULL
 
 -- name: publish_mark
--- From which items on the messages of open jobs are yet to come: bulk items from `low` on (a publisher may
--- be a window ahead of the watermark), any from `total` on, and all of the jobs with a higher id than `last`.
--- Caller: the search for lost messages. Rows: (job, low, total, last), those that moved last.
+-- The items of open jobs that are not published yet: bulk items from `low` on (a publisher may be a window ahead of the
+-- watermark), all items from `total` on, and all items of jobs with ids above `last`.
+-- Caller: the search for lost messages. Rows: (job, low, total, last), the last changed jobs first.
 SELECT id, CASE WHEN watermark + %(PUBLISH_WINDOW_ITEMS)s < bulk_end THEN watermark + %(PUBLISH_WINDOW_ITEMS)s ELSE total END, total,
        (SELECT max(id) FROM callboard.jobs)
 FROM callboard.jobs WHERE finished_at IS NULL ORDER BY updated_at DESC LIMIT %(limit)s
 
 -- name: passed_mark
--- Whether a queue has given out a message that came into it after a mark: then it has given out all that
--- came before. Items are looked at here and there, a few at a place: what came next may itself be lost.
--- Caller: the search for lost messages, of queues that keep the order. Rows: one, (yes or no).
+-- Whether a queue has delivered a message that was published after a mark: then it has delivered all earlier ones. A few
+-- items at several places are examined, because the next message after the mark may itself be lost.
+-- Caller: the search for lost messages, for queues that keep the order. Rows: one, (yes or no).
 WITH marked AS (
     SELECT * FROM unnest(%(job)s::bigint[], %(low)s::bigint[], %(total)s::bigint[]) AS m (job_id, low, total)
     UNION ALL
@@ -322,14 +323,14 @@ SELECT EXISTS (
 )
 
 -- name: republish
--- These items' messages are lost; send them again, as suspect, since nobody can be sure.
--- Guard: the row still carries that attempt and waits, and nobody is known to hold it; and, of a sweep that was frozen
--- and comes to, that it has the lease still: another may have sent them meanwhile. With `given_back`, that no message of
--- the job has come back since the search had that number: it may be one of these. `job`: a list of one, as `held` takes it.
--- Caller: the search. Rows: (item).
--- Lock order: items by key without waiting for any, then their outbox rows and turns: the inner query locks one at a time, in the
--- order of the outer. Waits for a lock for LOCK_WAIT_SECONDS at most.
--- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
+-- The messages of these items are lost: publish them again, as suspect, because that is not certain.
+-- Guard: the row still has that attempt and waits, and no process is known to hold it. `holder`: it still has the lease,
+-- because a sweep may have been frozen, and another may have published them meanwhile. `given_back`: no message of the job
+-- came back since the search read that number, because it may be one of these. `job`: a list of one, as `held` takes it.
+-- Caller: the search for lost messages. Rows: (item).
+-- Lock order: items by key without waiting for any, then their outbox rows and turns: the inner query locks one item at a
+-- time, in the order of the outer query. Waits for a lock for LOCK_WAIT_SECONDS at most.
+-- OFFSET 0 prevents a plan that reads all of a large job for a few thousand of its items.
 WITH {held}
 INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, resend)
 SELECT i.job_id, i.item, i.attempt, coalesce(i.queue, ''), now(), false, true, true

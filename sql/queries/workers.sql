@@ -1,5 +1,5 @@
 -- name: announce_actors
--- What a worker can run. Caller: register_worker, add_actors. Lock order: actors by name. Waits for a lock for
+-- The actors that a worker has. Caller: register_worker, add_actors. Lock order: actors by name. Waits for a lock for
 -- LOCK_WAIT_SECONDS at most.
 INSERT INTO callboard.actors AS a (name, queue, signature)
 SELECT name, queue, signature
@@ -8,7 +8,7 @@ ORDER BY name
 ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, signature = excluded.signature
 
 -- name: register_worker
--- A worker process starts, and the turns of jobs that may have waited for it are looked at. Caller: the heartbeat.
+-- A worker process starts; the turns of jobs that may have waited for it become due. Caller: the heartbeat.
 -- Rows: one, (id). Lock order: turns without waiting for any.
 WITH {woken_turns}
 INSERT INTO callboard.workers (host, pid, threads, release, actors, queues, broker)
@@ -16,8 +16,8 @@ VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s, %(b
 RETURNING id
 
 -- name: add_actors
--- A worker has more actors, which were declared after its start. Caller: the heartbeat. Lock order: worker, turns as above.
--- Waits for a lock for LOCK_WAIT_SECONDS at most.
+-- A worker has more actors, which were declared after its start. Caller: the heartbeat. Lock order: the worker, turns
+-- without waiting for any. Waits for a lock for LOCK_WAIT_SECONDS at most.
 WITH {woken_turns}
 UPDATE callboard.workers
 SET actors = ARRAY(SELECT unnest(actors) UNION SELECT unnest(%(actors)s::text[]) ORDER BY 1),
@@ -25,7 +25,7 @@ SET actors = ARRAY(SELECT unnest(actors) UNION SELECT unnest(%(actors)s::text[])
 FROM {lock_wait} WHERE id = %(worker)s
 
 -- part: woken_turns
--- The turns of jobs that may have waited for these actors are looked at.
+-- Makes the turns of jobs due that may have waited for these actors.
 waiting AS (
     SELECT t.job_id, t.queue FROM callboard.turns AS t JOIN callboard.jobs AS j ON j.id = t.job_id
     WHERE t.bulk_at > now() AND t.bulk_at < 'infinity' AND j.actor = ANY (%(actors)s::text[]) FOR UPDATE OF t SKIP LOCKED
@@ -35,23 +35,24 @@ waiting AS (
 )
 
 -- name: other_brokers
--- The first worker on each other broker, of those that live and registered before this one. Caller: the heartbeat.
+-- The first live worker on each other broker, among those that registered before this one. Caller: the heartbeat.
 -- Rows: (id, host, broker).
 SELECT DISTINCT ON (o.broker) o.id, o.host, o.broker
 FROM callboard.workers AS w JOIN callboard.live_workers(%(DEAD_AFTER_SECONDS)s) AS o ON o.id < w.id AND o.broker <> w.broker
 WHERE w.id = %(worker)s ORDER BY o.broker, o.id
 
 -- name: worker_elsewhere
--- The first worker that lives, on another broker than this. Caller: Runtime.drop_queue. Rows: (host, broker), or none.
+-- The first live worker on another broker than this. Caller: Runtime.drop_queue. Rows: (host, broker), or none.
 SELECT host, broker FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s) WHERE broker <> %(broker)s ORDER BY id LIMIT 1
 
 -- name: beat
--- A worker lives, holds these items, and has this trouble with its broker (`beats`: not at each look). One that was found
--- dead and is not comes back to life. Its session is a sign of life, unless it is a pooler's: then the client knows it by
--- another number. One whose code a migration broke beats no more. Any process may also learn here what there is to do, so
--- that idle ones ask nothing else: also while another transaction has locked the worker's row, which is passed by.
--- Guard: the row is of that process: in a database that was restored, or made anew, it may be gone, or another's.
--- Caller: the heartbeat. Rows: one, DueWork.
+-- Record a heartbeat: the worker is alive, holds these items, and has this trouble with its broker (`beats`: not at each
+-- poll). A worker that was declared dead becomes alive again. Its session is a second sign of life, unless a pooler owns
+-- it: then the client has another pid. A worker whose code an applied migration breaks is not recorded. The statement also
+-- returns the due work, for any process, so that idle ones need no other query; so it does while another transaction has
+-- locked the worker's row, which is skipped then.
+-- Guard: the row belongs to that process: in a database that was restored, or created again, it may be missing, or
+-- another's. Caller: the heartbeat. Rows: one, DueWork.
 WITH outdated AS (
     SELECT EXISTS (SELECT FROM callboard.migrations WHERE breaking AND number > %(newest)s) AS by_a_migration
 ), own AS (
@@ -90,9 +91,9 @@ SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHE
        (SELECT by_a_migration FROM outdated), %(beats)s AND NOT EXISTS (SELECT FROM own)
 
 -- name: report_means
--- How long the attempts of these actors took in a worker. What is longer than what is known holds at once; else the geometric
--- mean of both, since other workers may take longer. Little changes nothing. Caller: the heartbeat. Lock order: actors by name without
--- waiting for any.
+-- Record the mean duration of actors' attempts in a worker. A longer mean replaces the known one; for a shorter one, the
+-- geometric mean of both is stored, because other workers may take longer. Small differences are ignored. Caller: the
+-- heartbeat. Lock order: actors by name without waiting for any.
 WITH known AS (
     SELECT a.name, m.seconds FROM unnest(%(actors)s::text[], %(seconds)s::float8[]) AS m (actor, seconds)
     JOIN callboard.actors AS a ON a.name = m.actor
@@ -104,25 +105,25 @@ SET mean_seconds = greatest(k.seconds, sqrt(k.seconds * a.mean_seconds))
 FROM known AS k WHERE a.name = k.name
 
 -- name: exclude_tests
--- Be the only worker of tests on this database, until the session ends. Caller: the pytest plug-in.
--- Rows: one; whether no other session is.
+-- Become the only test worker of this database, until the session ends. Caller: the pytest plug-in.
+-- Rows: one, whether no other session is one.
 SELECT pg_try_advisory_lock(hashtextextended('callboard.testing', 0))
 
 -- name: stop_worker
--- A worker stops in order. Caller: the heartbeat. Waits for a lock for LOCK_WAIT_SECONDS at most.
+-- A worker stops gracefully. Caller: the heartbeat. Waits for a lock for LOCK_WAIT_SECONDS at most.
 UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}'
 FROM {lock_wait} WHERE id = %(worker)s
 
 -- name: schema_id
--- What tells this schema from that of another database, be it of the same name, dropped, or made from the same template.
--- Caller: the heartbeat, when it registers. Rows: one, (digits).
+-- Digits that identify this schema, even among databases with the same name, dropped ones, and those made from the same
+-- template. Caller: the heartbeat, when it registers. Rows: one, (digits).
 SELECT concat(d.oid, (extract(epoch FROM m.applied_at) * 1000000)::bigint)
 FROM callboard.migrations AS m, pg_catalog.pg_database AS d
 WHERE m.number = 1 AND d.datname = current_database()
 
 -- name: note_death
--- The process of a worker is known to be dead. Guard: it did not stop in order, and that process is it: a copy of the database
--- has the same numbers. Caller: the rescue. Rows: (whether nobody knew it). Waits for a lock for LOCK_WAIT_SECONDS at most.
+-- The process of a worker is dead. Guard: it did not stop gracefully, and has this pid: a copy of the database has the same
+-- worker ids. Caller: the rescue. Rows: (whether that was not yet known). Waits for a lock for LOCK_WAIT_SECONDS at most.
 WITH found AS (
     SELECT id, died_at IS NULL AS newly FROM callboard.workers
     WHERE id = %(worker)s AND pid = %(pid)s AND stopped_at IS NULL
@@ -132,12 +133,12 @@ WITH found AS (
 SELECT newly FROM found
 
 -- name: keep_deaths
--- What a dead process was running, and what has succeeded elsewhere before its file was read: the history of these items keeps
--- that it died, and nothing is charged.
--- Guard: the item succeeded with that attempt. If it ended otherwise, the history tells of that attempt. An item that another
--- transaction has locked is passed by.
--- Caller: the rescue. Rows: one, how many of them are open still. Lock order: items by key without waiting for any, then
--- groups of errors by job.
+-- Items that a dead process was running have succeeded elsewhere before its file was read: add its death to their history,
+-- without charging a crash.
+-- Guard: the item succeeded with that attempt. If it ended otherwise, the history already has that attempt. An item that
+-- another transaction has locked is skipped.
+-- Caller: the rescue. Rows: one, how many of the items are still open. Lock order: items by key without waiting for any,
+-- then groups of errors by job.
 WITH held AS (
     SELECT r.*, i.state FROM {Running} AS r JOIN callboard.items AS i ON i.job_id = r.job AND i.item = r.item
     WHERE i.attempt = r.attempt ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i SKIP LOCKED
@@ -161,7 +162,7 @@ WITH held AS (
 SELECT count(*) FROM held WHERE state IN ('waiting', 'retrying')
 
 -- name: dead_workers
--- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.
+-- Workers whose items must be rescued: their heartbeat stopped, or they ended and left rows in `running`.
 -- Caller: the sweep. Rows: (id).
 SELECT id FROM callboard.workers AS w
 WHERE stopped_at IS NULL AND died_at IS NULL AND {is_dead}
@@ -170,9 +171,9 @@ SELECT w.id FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.
 WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
 
 -- name: declare_dead
--- Take a worker for dead. Guard: its heartbeat stopped, or it ended already; nobody has it locked.
--- Caller: the rescue. Rows: (id); none: it lives, or is passed by. The row stays locked to the end of the transaction, so one
--- process at a time decides which items its death is charged to; the guard of `record` has each requeued once.
+-- Declare a worker dead. Guard: its heartbeat stopped, or it has already ended; no other transaction has locked it.
+-- Caller: the rescue. Rows: (id); none: it is alive, or locked. The row stays locked until the end of the transaction, so
+-- only one process at a time decides which items the crash is charged to; the guard of `record` requeues each item once.
 UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
 WHERE id = (SELECT id FROM callboard.workers AS w
             WHERE id = %(worker)s AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR {is_dead})
@@ -180,24 +181,24 @@ WHERE id = (SELECT id FROM callboard.workers AS w
 RETURNING id
 
 -- part: is_dead
--- Whether the heartbeat of the worker `w` stopped. While its session is open it may just be busy: C code of an actor can keep
--- all threads of Python from running. Only for so long: a frozen process keeps its sessions, too.
+-- Whether the heartbeat of the worker `w` stopped. While its session is open it may just be busy: an actor's C code can hold
+-- the GIL. That counts for SILENT_SECONDS only, because a frozen process keeps its sessions, too.
 beat_at < now() - make_interval(secs => %(DEAD_AFTER_SECONDS)s)
 AND (beat_at < now() - make_interval(secs => %(SILENT_SECONDS)s)
      OR NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(w.session) AS s
                     WHERE w.session IS NOT NULL AND s.backend_start = w.session_since))
 
 -- name: running_rows
--- What a dead worker held, with the crashes of each item, and what was decided of it in an earlier transaction of the rescue:
--- not of an earlier death, after which the worker came back to life. Caller: the rescue, in order of key.
--- Rows: Held.
+-- The items that a dead worker held, with their crashes, and with the crash limit that an earlier transaction of the same
+-- rescue chose; a limit from an earlier death, before the worker became alive again, is ignored. Caller: the rescue.
+-- Rows: Held, ordered by key.
 SELECT r.job_id, r.item, r.attempt, coalesce(i.crashes, 0), extract(epoch FROM now() - r.started_at)::float8,
        extract(epoch FROM w.beat_at - r.started_at)::float8, CASE WHEN w.died_at < now() THEN r.crash_limit END
 FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item) JOIN callboard.workers AS w ON w.id = r.worker
 WHERE r.worker = %(worker)s ORDER BY r.job_id, r.item
 
 -- name: save_crash_limits
--- Keep which items the death of their worker is charged to, for those that are requeued later.
+-- Store the crash limits of a dead worker's items, for those that are requeued later.
 -- Caller: the rescue, in the transaction of `declare_dead`. Lock order: rows in `running` by key.
 WITH held AS (
     SELECT r.job_id, r.item, h.crash_limit
@@ -209,10 +210,9 @@ WITH held AS (
 UPDATE callboard.running AS r SET crash_limit = h.crash_limit FROM held AS h WHERE r.job_id = h.job_id AND r.item = h.item
 
 -- name: job_controls
--- What all workers must know of jobs: of those that were changed within so many seconds, or of all that may still
--- have messages in RabbitMQ; and so of deleted ones. Caller: the heartbeat. Rows: JobControl.
--- What was changed lately has a SELECT of its own: each worker asks for it twice a second, and it reads only that, down
--- the index.
+-- The control states of jobs, for all workers: of jobs that changed `within` so many seconds, or of all that may still have
+-- messages in RabbitMQ; deleted jobs included. Caller: the heartbeat. Rows: JobControl.
+-- Recent changes have a SELECT of their own, which reads only these by the index: each worker runs it twice a second.
 SELECT {control} FROM callboard.jobs AS j
 WHERE control_at > now() - make_interval(secs => %(within)s::float8)
 UNION ALL
@@ -226,7 +226,7 @@ UNION ALL
 SELECT id, 'cancelled', epoch, false, false, NULL, NULL FROM callboard.deleted_jobs WHERE %(within)s::float8 IS NULL
 
 -- part: control
--- What workers must know of the job `j`. The holds: seconds from now by lane, of those that are not over.
+-- The control state of the job `j`. The holds: {lane: seconds from now}, of those that are not over.
 j.id, j.state::text, j.epoch, j.stopping IS NOT NULL, false, j.applied_lane_by, (
     SELECT coalesce(jsonb_object_agg(h.key, extract(epoch FROM (h.value ->> 'until')::timestamptz - now())), '{}')
     FROM jsonb_each(j.holds) AS h WHERE (h.value ->> 'until')::timestamptz > now())
