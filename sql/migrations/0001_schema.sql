@@ -1,35 +1,35 @@
--- Everything that Callboard keeps: jobs and their items, then the record of what happened, then who works on it.
+-- All tables of Callboard: jobs and their items, then attempts and errors, then publishing, workers and the rest.
 -- Every name is qualified: a pooler in transaction mode keeps no search_path. No table has a foreign key: one on `items`
--- halves the speed of COPY. In tables of many rows the widest columns of fixed width come first: no byte is lost between.
+-- halves the speed of COPY. In tables of many rows the widest columns of fixed width come first, so that no padding is lost.
 
 CREATE TYPE callboard.job_state AS ENUM (
     'pending',    -- no item has started
     'running',    -- at least one item has started
     'paused',     -- nothing new starts until it is resumed
     'completed',  -- final: sealed, and every item is final, whatever the mix
-    'failed',     -- final: stopped, since it passed its failure limit, or its submission broke off
-    'cancelled'   -- final: stopped by somebody, or by its deadline
+    'failed',     -- final: stopped, because it exceeded its failure limit, or its submission broke off
+    'cancelled'   -- final: stopped by a user, or by its deadline
 );
 
 CREATE TYPE callboard.item_state AS ENUM (
-    'waiting',    -- neither final nor waiting for a retry: pending, queued or running, by what the job row says
-    'retrying',   -- an attempt failed, the next has a time
+    'waiting',    -- neither final nor waiting for a retry: pending, queued or running, as derived from the job's row
+    'retrying',   -- an attempt failed, and the next one is scheduled
     'succeeded',  -- final: the actor returned
     'failed',     -- final: its last attempt failed
     'skipped',    -- final: the actor raised Skip
-    'cancelled'   -- final: its job was stopped and goes on without it; in a job that stays stopped no row says so
+    'cancelled'   -- final: its job was stopped and goes on without it; items of a job that stays stopped keep their state
 );
 
 CREATE TYPE callboard.attempt_kind AS ENUM (
     'failed',     -- the actor raised
-    'timed_out',  -- its time limit or the message's age limit struck
+    'timed_out',  -- it exceeded its time limit, or the message its age limit
     'crashed',    -- its worker died while it held the item
     'skipped',    -- the actor raised Skip
-    'postponed'   -- the actor raised Postpone: no failure, and another attempt has its time
+    'postponed'   -- the actor raised Postpone: no failure, and another attempt is scheduled
 );
 
--- What one column must be is said by its type where the table `jobs` has many updates: PostgreSQL looks at a type's
--- condition when the column is given a value, and at each CHECK of a table in each statement that updates a row.
+-- Conditions on single columns of `jobs`, which has many updates, are in domains: PostgreSQL checks a domain only when the
+-- column gets a value, but each CHECK of a table in each update of a row.
 CREATE DOMAIN callboard.filled_text AS text CHECK (VALUE <> '');
 CREATE DOMAIN callboard.json_object AS jsonb CHECK (jsonb_typeof(VALUE) = 'object');
 CREATE DOMAIN callboard.whole_from_0 AS bigint CHECK (VALUE >= 0);
@@ -38,8 +38,8 @@ CREATE DOMAIN callboard.above_0 AS float8 CHECK (VALUE > 0);
 CREATE DOMAIN callboard.share AS float8 CHECK (VALUE > 0 AND VALUE < 1);
 CREATE DOMAIN callboard.after_failure AS text CHECK (VALUE IN ('stop', 'go on'));
 
--- Starting at the seconds since 2025 keeps the ids of a database that was made anew apart from those of the one
--- before it, whose messages may still lie in RabbitMQ.
+-- Starting at the seconds since 2025 keeps the ids of a recreated database apart from those of the database before it,
+-- whose messages RabbitMQ may still have.
 CREATE SEQUENCE callboard.job_ids;
 SELECT setval('callboard.job_ids', greatest(1, extract(epoch FROM now() - timestamptz '2025-01-01Z')::bigint));
 
@@ -48,38 +48,38 @@ SELECT setval('callboard.job_ids', greatest(1, extract(epoch FROM now() - timest
 CREATE TABLE callboard.jobs (
     id               bigint PRIMARY KEY DEFAULT nextval('callboard.job_ids'),
 
-    -- What was asked for.
+    -- Its options.
     created_at       timestamptz NOT NULL DEFAULT now(),
-    standing_on      date,                       -- the UTC day of a standing job; one that is sealed has left it to another
+    standing_on      date,                       -- the UTC day of a standing job; a sealed one may be followed by another
     chunk            callboard.whole_from_1,     -- bulk items that one message carries at most; NULL: the publisher chooses
     name             callboard.filled_text NOT NULL,
     key              text,                       -- the same key of the same tenant gives the same job
     tenant           text NOT NULL DEFAULT '',
-    actor            text,                       -- of every item that names none
-    queue            text,                       -- likewise
+    actor            text,                       -- of every item without its own
+    queue            text,                       -- of every item without its own
     created_by       text,
     metadata         callboard.json_object NOT NULL DEFAULT '{}',
-    trace            jsonb,                      -- what OpenTelemetry carries on from its submission; NULL: it is off
-    -- By the state it ends with: {"completed": [{"url": …, "host": …}, {"actor": …, "queue": …}]}. NULL: it calls nobody.
+    trace            jsonb,                      -- the OpenTelemetry context of its submission; NULL: it is off
+    -- Its callbacks by end state: {"completed": [{"url": …, "host": …}, {"actor": …, "queue": …}]}. NULL: none.
     callbacks        callboard.json_object,
 
     -- Its state.
     started_at       timestamptz,
     finished_at      timestamptz,
     updated_at       timestamptz NOT NULL DEFAULT now(),
-    control_at       timestamptz,                -- when `epoch` was last raised: workers read what was raised lately
-    epoch            integer NOT NULL DEFAULT 0, -- raised by all that workers must know; a message of an older one is suspect
+    control_at       timestamptz,                -- when its control state last changed: workers read recent changes
+    epoch            integer NOT NULL DEFAULT 0, -- raised by pause, resume, stop and retry; a message of an older one is suspect
     state            callboard.job_state NOT NULL DEFAULT 'pending',
-    stopping         callboard.job_state,        -- its state once the last running item has ended; NULL: it goes on
+    stopping         callboard.job_state,        -- its state after the last running item has ended; NULL: it goes on
     sealed           boolean NOT NULL DEFAULT false,  -- no more items come from outside
-    -- When it ended, if it may count as failing: it failed, or has items that did, or has stages, which may. While it is open
-    -- this is NULL, so that it may be in an index.
+    -- When it ended, if it may be failing: it failed, or has failed items, or has stages, which may have them. NULL while it
+    -- is open, so that counters of open jobs change no index.
     failed_at        timestamptz GENERATED ALWAYS AS (
         CASE WHEN failed > 0 OR state = 'failed' OR stages IS NOT NULL THEN finished_at END) STORED,
     reason           text,                       -- why it stopped
-    step             text,                       -- what an item last said it is doing
+    step             text,                       -- the step that an item last reported
 
-    -- Its counters, of items but for `in_turn`, `retries` and `crashes`.
+    -- Its counters, of items except `in_turn`, `retries` and `crashes`.
     total            bigint NOT NULL DEFAULT 0,  -- items stored
     published        bigint NOT NULL DEFAULT 0,  -- items published at least once
     retrying         bigint NOT NULL DEFAULT 0,
@@ -88,20 +88,20 @@ CREATE TABLE callboard.jobs (
     skipped          bigint NOT NULL DEFAULT 0,
     cancelled        bigint NOT NULL DEFAULT 0,  -- items with that state
     in_turn          bigint NOT NULL DEFAULT 0,  -- rows of the outbox with `in_turn`
-    retries          bigint NOT NULL DEFAULT 0,  -- attempts that failed and were given another; not those postponed
-    crashes          bigint NOT NULL DEFAULT 0,  -- deaths of workers charged to its items
+    retries          bigint NOT NULL DEFAULT 0,  -- failed attempts that were retried; without postponed ones
+    crashes          bigint NOT NULL DEFAULT 0,  -- crashes of workers that are charged to its items
     unkept           bigint NOT NULL DEFAULT 0,  -- items that succeeded and whose result is not kept
 
-    -- Its place in the table, as its last flush found it: see count_outcomes.
+    -- The page of its row at the last flush: see count_outcomes.
     page             bigint NOT NULL DEFAULT -1,
-    moves            integer NOT NULL DEFAULT 0, -- how often that was another page than the time before
+    moves            integer NOT NULL DEFAULT 0, -- how often the page changed between two flushes
 
     -- Its submission.
-    consumed         bigint NOT NULL DEFAULT 0,  -- inputs read, repeated item keys included: where a submission goes on
-    digest           bytea NOT NULL DEFAULT '',  -- of these inputs, if it has a key: by it they are known again
-    asked            jsonb,                      -- digests of the options that it was submitted with, if it has a key
-    submitting_until timestamptz,                -- past, and not sealed: its submitter is gone; NULL: nobody submits it, and
-                                                 -- it is open for more items, if it is neither standing nor of stages
+    consumed         bigint NOT NULL DEFAULT 0,  -- inputs read, including repeated item keys: where a submission continues
+    digest           bytea NOT NULL DEFAULT '',  -- of these inputs, if it has a key: a repeated submission is compared by it
+    asked            jsonb,                      -- digests of the options with which it was submitted, if it has a key
+    submitting_until timestamptz,                -- past, and not sealed: its submitter has died; NULL: no submission, and it
+                                                 -- is open for more items, if it is neither standing nor of stages
     held             boolean NOT NULL DEFAULT false,  -- none of its bulk items is published before all are stored
 
     -- Its publishing.
@@ -109,42 +109,43 @@ CREATE TABLE callboard.jobs (
     watermark        bigint NOT NULL DEFAULT 0,  -- every bulk item below it is published
     suspect_below    bigint NOT NULL DEFAULT 0,  -- a bulk item below it may have been published before
     publish_token    bigint NOT NULL DEFAULT 0,  -- fences a publisher whose claim was taken over
-    publish_until    timestamptz,                -- the claim of the publisher at work; past: it was abandoned
-    rate_ready       timestamptz,                -- up to when what `rate` allows has been used
+    publish_until    timestamptz,                -- the end of a publisher's claim; past: the claim was abandoned
+    rate_ready       timestamptz,                -- the time up to which the starts that `rate` allows are used
 
-    -- Its limits. `limits` has them in the user's words. Those of a parent are its stages', so all but `keep` are NULL.
-    not_before       timestamptz,                -- nothing of it is published before
-    deadline         timestamptz,                -- then it is cancelled
-    fail_count       callboard.whole_from_0,     -- more failed items than that stop it
-    fail_share       callboard.share,            -- or more than this share of what ended,
-    fail_sample      callboard.whole_from_1,     -- when at least so many have ended
+    -- Its limits. `limits` has them as the user gave them. A parent's limits apply to its stages: its own columns are NULL,
+    -- except `keep`.
+    not_before       timestamptz,                -- its items are not published before
+    deadline         timestamptz,                -- it is cancelled then
+    fail_count       callboard.whole_from_0,     -- more failed items than this stop it
+    fail_share       callboard.share,            -- or more than this share of the ended items,
+    fail_sample      callboard.whole_from_1,     -- if at least so many have ended
     rate             callboard.above_0,          -- items published a second
-    concurrency      callboard.whole_from_1,     -- items in RabbitMQ or running
+    concurrency      callboard.whole_from_1,     -- the most items in RabbitMQ or running
     priority         integer NOT NULL DEFAULT 0, -- lower is served first
-    lane_width       callboard.whole_from_1,     -- items of a lane in RabbitMQ or running: see the table `lanes`
-    lane_by          text,                       -- the argument that lanes go by: a keyword, or a position
-    lanes            callboard.whole_from_1,     -- lanes of which items are in RabbitMQ or running
-    -- Lanes that its items have asked to hold back: {"lane": {"until": …, "reason": …}}; "*": all of it, and see not_before.
+    lane_width       callboard.whole_from_1,     -- the most items of a lane in RabbitMQ or running: see the table `lanes`
+    lane_by          text,                       -- the argument that decides an item's lane: a keyword, or a position
+    lanes            callboard.whole_from_1,     -- the most lanes with items in RabbitMQ or running
+    -- Lanes that are held back: {"lane": {"until": …, "reason": …}}; "*": the whole job, see also not_before.
     holds            callboard.json_object,
-    applied_lane_by  text,                       -- the argument that the lanes of its messages go by now
+    applied_lane_by  text,                       -- the argument that decided the current lanes of its messages
     limits           callboard.json_object NOT NULL DEFAULT '{}',
 
     -- Its retention.
-    keep             callboard.above_0,          -- seconds from its end to its deletion; infinity: never; NULL: as set
-    deleted_at       timestamptz,                -- nobody sees it any more, and its rows are being deleted
+    keep             callboard.above_0,          -- seconds from its end to its deletion; infinity: never; NULL: the setting
+    deleted_at       timestamptz,                -- when it was deleted: it is hidden, and its rows are being deleted
     deletion_after   timestamptz,                -- it could not be deleted, for `reason`: when it is tried again
-    deleted_below    bigint NOT NULL DEFAULT 0,  -- once it is deleted: every item row below it is gone
+    deleted_below    bigint NOT NULL DEFAULT 0,  -- of a deleted job: all item rows below this number are deleted
 
-    -- Its stages: jobs that follow one another, each a row of its own, with a parent that has no items and is never
-    -- sealed while it is open.
+    -- Its stages: each is a job of its own, and they follow one another. Their parent has no items, and is never sealed while
+    -- it is open.
     parent_id        bigint,                     -- of a stage: its parent
     stages           integer,                    -- of a parent: how many it has
     stage            integer,                    -- of a stage: its number, from 0
     to_make          boolean NOT NULL DEFAULT false,  -- of a stage: the one before was completed, so its items can be made
-    maker            integer,                    -- of a stage: the worker that makes its items; a dead one has left it
+    maker            integer,                    -- of a stage: the worker that makes its items; void if it is dead
     makes            text,                       -- of a stage: the function that makes its items, "module:name"; NULL:
                                                  -- the results of the stage before are its items
-    on_failure       callboard.after_failure,    -- of a stage: what failed items do to those after it
+    on_failure       callboard.after_failure,    -- of a stage: whether failed items stop the stages after it
 
     CONSTRAINT jobs_counters_not_negative CHECK (least(
         total, consumed, bulk_end, watermark, published, retrying, succeeded, failed, skipped, cancelled, in_turn, retries,
@@ -165,7 +166,7 @@ CREATE TABLE callboard.jobs (
     CONSTRAINT jobs_stage CHECK ((parent_id IS NULL) = (stage IS NULL) AND (stage IS NULL) = (on_failure IS NULL))
 ) WITH (fillfactor = 30, autovacuum_vacuum_scale_factor = 0.05);
 
--- A trigger names the columns that it looks at: what only moves other counters does not read its condition.
+-- A trigger names the columns that it reads, so that updates of other counters do not evaluate its condition.
 -- No counter is in an index: each flush updates a job row, and must stay a heap-only update.
 CREATE UNIQUE INDEX jobs_by_key ON callboard.jobs (key, tenant) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL AND NOT sealed;
@@ -191,8 +192,8 @@ CREATE INDEX jobs_stopping ON callboard.jobs (id) WHERE stopping IS NOT NULL AND
 CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
     WHERE keep IS NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
 
--- `updated_at` moves forward, also if a transaction that began early is the last to lock the row. Only the sweep moves it
--- back, after the clock was set back.
+-- `updated_at` only increases, even if a transaction that began early is the last to lock the row. Only the sweep decreases
+-- it, after the clock was set back.
 CREATE FUNCTION callboard.advance_updated_at() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     NEW.updated_at := greatest(clock_timestamp(), OLD.updated_at + interval '1 microsecond');
     RETURN NEW;
@@ -201,14 +202,15 @@ END $$;
 CREATE TRIGGER advance_updated_at BEFORE UPDATE OF updated_at ON callboard.jobs FOR EACH ROW
     WHEN (NEW.updated_at = now()) EXECUTE FUNCTION callboard.advance_updated_at();
 
--- What a flush (`record`) does to the counters and the state of a job; gives the row as it then is, or none.
--- While an old snapshot is held, each flush leaves a version of the row, and whoever looks by the id passes them all, in the
--- order of their pages. An index that knows how often the row has moved has the newest last, with those of its page. The
--- update finds that by its place. A function, since each of its statements sees what was committed before it began: a single
--- one may lack the version that it waited for, and would have to look again. Of a table of a page PostgreSQL would keep the
--- plan that reads it whole; and it may sort what the smaller index of the ids gives.
--- A row that others have moved away and back to the page of its last flush has not moved for the next ones: these pass the
--- versions of the others until that page is full.
+-- Updates the counters and the state of a job in a flush (`record`); returns the new row, or none.
+-- While an old snapshot is held, each flush leaves a dead version of the row, and a search by id reads all versions, in the
+-- order of their pages. The index on `moves`, which counts page changes, has the newest version last, with the others of its
+-- page; the UPDATE then finds it by its ctid. This is a function because each of its statements sees everything that was
+-- committed before it began: a single statement may not see the version that it waited for, and would have to search again.
+-- The SET clauses prevent a sequential scan, whose plan PostgreSQL would keep from a time when the table had one page, and a
+-- sort of the rows of the smaller index on ids.
+-- If other updates move a row to another page and back to the page of its last flush, `moves` does not count that: the next
+-- flushes read the versions of these updates until that page is full.
 CREATE FUNCTION callboard.count_outcomes(
     job bigint, more_items bigint, more_retrying bigint, more_succeeded bigint, more_failed bigint, more_skipped bigint,
     more_retries bigint, more_crashes bigint, more_unkept bigint
@@ -260,8 +262,8 @@ BEGIN
     RETURNING j.*;
 END $$;
 
--- When a job that is kept for so many seconds after its end is to leave. Immutable: an interval of seconds is the same in
--- each time zone.
+-- When a job expires that is kept for `keep` seconds after its end. Immutable: an interval of seconds is the same in every
+-- time zone.
 CREATE FUNCTION callboard.expiry(ended timestamptz, keep float8) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN keep < 1e10 THEN ended + make_interval(secs => keep) ELSE 'infinity' END
 $$;
@@ -270,8 +272,8 @@ CREATE INDEX jobs_kept ON callboard.jobs (callboard.expiry(finished_at, keep))
     WHERE keep IS NOT NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
 CREATE INDEX jobs_deleted ON callboard.jobs (id) WHERE deleted_at IS NOT NULL;
 
--- Jobs of stages that have yet to follow a stage that began, ended, was stopped or opened again. Apart from the jobs: what
--- a flush does to a stage must not wait for the lock of its parent.
+-- Parents whose state must be updated, because a stage began, ended, was stopped or was reopened. A table of its own, so
+-- that a flush that updates a stage does not wait for the lock of the parent.
 CREATE TABLE callboard.stage_changes (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     parent_id        bigint NOT NULL
@@ -290,8 +292,8 @@ CREATE TRIGGER note_stage_change AFTER UPDATE OF started_at, finished_at, stoppi
                OR (OLD.stopping IS NULL) <> (NEW.stopping IS NULL)))
     EXECUTE FUNCTION callboard.note_stage_change();
 
--- 10,000,000 rows of one job are usual. No index on a column that changes, not even a partial one: each update of it
--- would not be heap-only.
+-- A job with 10,000,000 rows is usual. Columns that change have no index, not even a partial one: updates of them would not
+-- be heap-only.
 CREATE TABLE callboard.items (
     job_id           bigint NOT NULL,
     sent_at          timestamptz,                -- when a plain send or a child was sent; NULL: a bulk item, published by the
@@ -301,40 +303,40 @@ CREATE TABLE callboard.items (
     item             integer NOT NULL CHECK (item >= 0),
     attempt          integer NOT NULL DEFAULT 1 CHECK (attempt >= 1),  -- the next, the running, or the last attempt
     state            callboard.item_state NOT NULL DEFAULT 'waiting',
-    worker           integer,                    -- whose outcome was the last recorded
-    lease            integer,                    -- of a send that waits: its process publishes it under this; see send_leases
-    crashes          smallint,                   -- deaths of workers charged to it; NULL: none
-    crashes_dropped  smallint,                   -- charged to it until it ended by itself; NULL: none
-    message_uuid     uuid,                       -- the id of a send's message, as Dramatiq makes them,
+    worker           integer,                    -- whose outcome was recorded last
+    lease            integer,                    -- of a waiting send: the lease under which its process publishes it
+    crashes          smallint,                   -- crashes of workers that are charged to it; NULL: none
+    crashes_dropped  smallint,                   -- crashes that were charged until it ended normally; NULL: none
+    message_uuid     uuid,                       -- the id of a send's message, if it is a UUID like Dramatiq's,
     message_id       text,                       -- or one that is no UUID; a bulk item has "job_id-item"
     actor            text,                       -- NULL: the job's
     queue            text,                       -- NULL: the job's
     item_key         text,                       -- unique within the job
-    args             bytea NOT NULL,             -- as the app's encoder wrote them: see sql/call_bytes.py
-    options          bytea,                      -- the message's own options, likewise; NULL: none
-    retry_options    bytea,                      -- of the last retry, until the item is final: for a copy sent later
+    args             bytea NOT NULL,             -- from the app's encoder: see sql/call_bytes.py
+    options          bytea,                      -- the message's own options, from the app's encoder; NULL: none
+    retry_options    bytea,                      -- options of the last retry, for messages that are published again
     PRIMARY KEY (job_id, item),
     CONSTRAINT items_finished CHECK ((finished_at IS NOT NULL) = (state NOT IN ('waiting', 'retrying')))
 ) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.05);  -- a page has room for the end of each of its items
 
--- The id of a message, if it is a UUID that is written in the usual way: then it reads the same again.
+-- The id of a message as a UUID, if it is one in the canonical form, so that the text can be restored.
 CREATE FUNCTION callboard.uuid_of(message_id text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN message_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN message_id::uuid END
 $$;
 
 CREATE UNIQUE INDEX items_by_key ON callboard.items (job_id, item_key) WHERE item_key IS NOT NULL;
 
--- What actors returned. Apart from items: a result in the row would cost it the heap-only update.
+-- The results of actors. A table of its own, because with a result in its row, an item's update would not be heap-only.
 CREATE TABLE callboard.results (
     job_id           bigint NOT NULL,
     item             integer NOT NULL,
-    value            text,                       -- JSON; text, since jsonb changes numbers and refuses NUL
+    value            text,                       -- JSON; as text, because jsonb changes numbers and refuses NUL
     unkept           text,                       -- why the value is not kept
     PRIMARY KEY (job_id, item),
     CONSTRAINT results_kept CHECK ((value IS NULL) <> (unkept IS NULL))
 );
 
--- Every attempt that did not simply succeed. Rows are added and never changed.
+-- Every attempt that did not succeed. Rows are added and never changed.
 CREATE TABLE callboard.attempts (
     job_id           bigint NOT NULL,
     started_at       timestamptz,
@@ -347,21 +349,21 @@ CREATE TABLE callboard.attempts (
     retried          boolean NOT NULL,           -- another attempt was scheduled
     error_type       text NOT NULL,
     place            text NOT NULL DEFAULT '',   -- file, line and function that raised
-    pattern          text NOT NULL,              -- of the group of errors that it counts in
+    pattern          text NOT NULL,              -- the pattern of its group of errors
     message          text NOT NULL,
     traceback        text NOT NULL DEFAULT '',
     PRIMARY KEY (job_id, item, attempt)
 );
 
--- One row per kind of error: its type, the place that raised it, and the pattern of its message. Bounded: beyond a number
--- of groups, messages of further patterns share the row with the empty pattern (see `record`).
+-- One row per kind of error: its type, the place that raised it, and the pattern of its message. The number of rows of a job
+-- is limited: messages with further patterns share the row with the empty pattern (see `record`).
 CREATE TABLE callboard.errors (
     job_id           bigint NOT NULL,
     count            bigint NOT NULL,            -- attempts
-    failed           bigint NOT NULL,            -- of them, those that ended their item
+    failed           bigint NOT NULL,            -- attempts among them that failed their item for good
     first_at         timestamptz NOT NULL,
     last_at          timestamptz NOT NULL,
-    item             integer NOT NULL,           -- the example's: one that failed for good, where there is one
+    item             integer NOT NULL,           -- the example's: one that failed for good, if there is one
     kind             callboard.attempt_kind NOT NULL,
     error_type       text NOT NULL,
     place            text NOT NULL,
@@ -370,58 +372,58 @@ CREATE TABLE callboard.errors (
     PRIMARY KEY (job_id, kind, error_type, place, pattern)
 ) WITH (fillfactor = 70);
 
--- Attempts that have run for a while. Small: never more rows than there are worker threads.
+-- Attempts that have run for a while. Small: at most one row per worker thread.
 CREATE TABLE callboard.running (
     job_id           bigint NOT NULL,
     started_at       timestamptz NOT NULL,
-    progress_done    float8,                     -- what its actor last said; NULL: it said nothing
-    progress_total   float8,                     -- likewise; NULL: nobody knows
+    progress_done    float8,                     -- the last reported progress; NULL: none
+    progress_total   float8,                     -- the last reported total; NULL: unknown
     item             integer NOT NULL,
     attempt          integer NOT NULL,
     worker           integer NOT NULL,
-    crash_limit      integer,                    -- of a dead worker that died with it: crashes after which it fails; 0: another is to blame
-    step             text,                       -- what its actor last said it is doing
-    stack            text,                       -- where it has stood for long: the innermost frames, the innermost first
-    place            text,                       -- of these frames, the innermost that is neither a library's nor Python's
+    crash_limit      integer,                    -- after its worker's death: crashes at which it fails; 0: not charged to it
+    step             text,                       -- the step that its actor last reported
+    stack            text,                       -- where it hangs: the innermost frames, innermost first
+    place            text,                       -- the innermost of these frames in the app's own code
     PRIMARY KEY (job_id, item)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE INDEX running_by_worker ON callboard.running (worker);
 
--- Claims of processes on the plain sends that they have stored and publish at once, of a job each. Of an item whose lease is
--- here nobody knows whether it is published yet. It has no row in the outbox, and counts as published.
+-- Leases under which processes publish the plain sends that they have stored; each belongs to one job. An item with a lease
+-- in this table may be unpublished. It has no row in the outbox, and counts as published.
 CREATE TABLE callboard.send_leases (
     id               integer GENERATED ALWAYS AS IDENTITY (CYCLE) PRIMARY KEY,
-    first_item       integer NOT NULL,           -- of its job; its own items have this number or a higher one
+    first_item       integer NOT NULL,           -- its sends have this item number or a higher one
     job_id           bigint NOT NULL,
-    ends_at          timestamptz NOT NULL        -- past: its process vanished
+    ends_at          timestamptz NOT NULL        -- past: its process died
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 
--- What is to be published and has no place in a job's bulk range: children, retries, orphans, delays, and plain sends that
--- wait for their time, for their job's turn, or for the broker.
+-- Messages to publish that are not in a job's bulk range: children, retries, requeued items of dead workers, delayed
+-- messages, and plain sends that wait for their time, for their job's turn, or for the broker.
 CREATE TABLE callboard.outbox (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id           bigint NOT NULL,
     due_at           timestamptz NOT NULL,       -- infinity: in its job's turn; year 9999: once a worker has its actor
-    claimed_until    timestamptz,                -- past: its publisher vanished, so it may have been published
-    sent_ms          bigint,                     -- message_timestamp to keep; NULL: the time of publishing
+    claimed_until    timestamptz,                -- past: its publisher died, so it may have been published
+    sent_ms          bigint,                     -- the message's timestamp; NULL: the time of publishing
     item             integer NOT NULL,
     attempt          integer NOT NULL,
     first            boolean NOT NULL,           -- the item was never published before
-    suspect          boolean NOT NULL DEFAULT false,  -- the message may be a second copy
-    dead             boolean NOT NULL DEFAULT false,  -- for the dead letters: its item is failed, and no message is left
-    in_turn          boolean NOT NULL DEFAULT false,  -- published in its job's turn and as there is room: due at infinity
-    -- It was published, has not run, and waits here all the same: it was lost, or came to a worker without its actor. It
-    -- doesn't count against its job's limits.
+    suspect          boolean NOT NULL DEFAULT false,  -- the message may be a duplicate
+    dead             boolean NOT NULL DEFAULT false,  -- a dead letter: its item failed, and has no message to reject
+    in_turn          boolean NOT NULL DEFAULT false,  -- published in its job's turn, when there is room: due at infinity
+    -- It was published, has not run, and waits here again: it was lost, or reached a worker without its actor. It does not
+    -- count for its job's limits.
     resend           boolean NOT NULL DEFAULT false,
-    options          bytea,                      -- the message's options from now on; NULL: the item's own
+    options          bytea,                      -- the message's new options; NULL: the item's own
     queue            text COLLATE "C" NOT NULL DEFAULT '',  -- its item's; '': its job's
     lane             text,                       -- NULL: not known yet, or its job has no lanes
-    awaits           text,                       -- of one due in the year 9999: its actor
+    awaits           text,                       -- if due in the year 9999: the actor that it waits for
     UNIQUE (job_id, item)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
--- What is due of a job is read without what is not, and without what a publisher has in hand.
+-- Separate indexes, so that due messages of a job are read without those that are not due, and without claimed ones.
 CREATE INDEX outbox_waiting ON callboard.outbox (job_id, queue, due_at, item) WHERE claimed_until IS NULL;
 CREATE INDEX outbox_claimed ON callboard.outbox (job_id, queue, claimed_until) WHERE claimed_until IS NOT NULL;
 CREATE INDEX outbox_dead ON callboard.outbox (due_at) WHERE dead;
@@ -429,28 +431,28 @@ CREATE INDEX outbox_postponed ON callboard.outbox (job_id, item) WHERE due_at = 
 CREATE INDEX outbox_awaiting ON callboard.outbox (awaits, id) WHERE due_at = timestamptz '9999-01-01Z';
 CREATE INDEX outbox_by_lane ON callboard.outbox (job_id, lane, item) WHERE lane IS NOT NULL;
 CREATE INDEX outbox_unlaned ON callboard.outbox (job_id) WHERE in_turn AND lane IS NULL;
--- They are few, but all retries of a job may lie beside them.
+-- These rows are few, but a job may have many retries.
 CREATE INDEX outbox_resend ON callboard.outbox (job_id) WHERE resend;
 
--- Whose turn it is to be published: a narrow row per queue of each open job that has had something to publish. Publishers
--- find by it what is due, and read neither the jobs nor the messages that wait for their time. It is never too late: what
--- adds to a job, or lets it go on, sets the time to now, and a publisher that found nothing sets it to what is next.
+-- The turns of jobs to be published: a narrow row per queue of each open job that has had something to publish. By it
+-- publishers find due work without reading jobs, or messages that wait for their time. Its times are never too late: what
+-- adds to a job, or resumes it, sets the time to now, and a publisher that found nothing sets it to the next due time.
 CREATE TABLE callboard.turns (
     job_id           bigint NOT NULL,
-    bulk_at          timestamptz NOT NULL DEFAULT 'infinity',  -- when its bulk items and messages `in_turn` are looked at
-    due_at           timestamptz NOT NULL DEFAULT 'infinity',  -- no other message of it is due before
+    bulk_at          timestamptz NOT NULL DEFAULT 'infinity',  -- when its bulk items and messages `in_turn` are due
+    due_at           timestamptz NOT NULL DEFAULT 'infinity',  -- none of its other messages is due before
     served_at        timestamptz,                -- when a publisher last took a batch
-    not_before       timestamptz,                -- of its job, as are the next six
+    not_before       timestamptz,                -- copied from its job, like deadline, priority, limited, held, over, tenant
     deadline         timestamptz,
-    seq              bigint NOT NULL DEFAULT 0,  -- raised by each change: what was found before it may not be all
+    seq              bigint NOT NULL DEFAULT 0,  -- raised by each change: a result read before may be incomplete
     -- Raised when published messages come back, parked or without their actor: they are published again, behind others.
     given_back       bigint NOT NULL DEFAULT 0,
     priority         integer NOT NULL,
-    limited          boolean NOT NULL,           -- by concurrency, rate or lanes: all of it is published in its job's turn
+    limited          boolean NOT NULL,           -- has concurrency, rate or lanes: all of it is published in its job's turn
     held             boolean NOT NULL,           -- paused, or being stopped
-    over             boolean NOT NULL,           -- ended: its messages are to be dropped
+    over             boolean NOT NULL,           -- ended: its messages must be deleted
     tenant           text COLLATE "C" NOT NULL,
-    queue            text COLLATE "C" NOT NULL,  -- as in the outbox; '': of bulk items, too
+    queue            text COLLATE "C" NOT NULL,  -- as in the outbox; '': also of bulk items
     target           text COLLATE "C" NOT NULL,  -- the name of the queue
     PRIMARY KEY (job_id, queue)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
@@ -461,12 +463,12 @@ CREATE INDEX turns_of_tenants ON callboard.turns (tenant, priority, served_at NU
     WHERE NOT held AND NOT over AND (bulk_at < 'infinity' OR limited);
 CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 
--- The planner learns of tables that have grown far beyond their statistics: of this one, or of all (NULL). On a table of a
--- page or two it reads all of it, and keeps that plan for a prepared statement: when a million items come, each flush would
--- read them all, until autovacuum looks, up to a minute later. ANALYZE also has every connection make its plans anew.
--- A few pages read whole do no harm; from there four times is no other plan, and seldom enough for ten million items.
--- It runs as the owner of the tables, whom alone PostgreSQL lets do so. Where somebody is at it, it waits for nobody: then the
--- statistics come from there.
+-- Analyzes tables that have grown far beyond their statistics: one table, or all (NULL). The planner scans a table of one or
+-- two pages sequentially, and keeps that plan for a prepared statement. When a million items are added, each flush would
+-- read them all, until autovacuum runs, up to a minute later. ANALYZE also makes every connection plan again.
+-- The threshold: a scan of a few pages is cheap; above that, growth by a factor of four rarely changes a plan, and is rare
+-- enough for ten million items. It runs as the owner of the tables, because only the owner may analyze them. If another
+-- session is analyzing a table, it is skipped.
 CREATE FUNCTION callboard.analyze_grown(only_table regclass) RETURNS void LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$ DECLARE
     grown record;
@@ -481,11 +483,11 @@ BEGIN
     END LOOP;
 END $$;
 
--- The only code that adds turns, beside the next function: it runs after each statement that adds messages to the outbox.
--- After one that adds very many it has the planner learn of them before they can be seen: with the plan of a tiny table a
--- publisher would compare each message that it claims with all of them.
--- The first turn of a queue is added under a lock of its job: a change of the job that is under way does not find
--- that turn yet, and would leave it, say, held for good.
+-- The only code that adds turns, besides the next function: it runs after each statement that adds messages to the outbox.
+-- After a statement that adds very many, it analyzes the table before the messages are visible: with the plan for a tiny
+-- table a publisher would compare each message that it claims with all others.
+-- The first turn of a queue is added under a lock of its job: a concurrent change of the job would not see the new turn, and
+-- could leave it held for ever, for example.
 CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     IF EXISTS (SELECT FROM added) THEN
         PERFORM FROM callboard.jobs AS j
@@ -526,7 +528,7 @@ CREATE TRIGGER add_turns AFTER INSERT ON callboard.outbox REFERENCING NEW TABLE 
 CREATE TRIGGER change_turns AFTER UPDATE ON callboard.outbox REFERENCING NEW TABLE AS added
     FOR EACH STATEMENT EXECUTE FUNCTION callboard.add_turns();
 
--- A job has more bulk items, or is paused, stopped, limited, opened again, or over: its turns follow.
+-- Updates a job's turns when it gets more bulk items, or is paused, stopped, limited, reopened, or over.
 CREATE FUNCTION callboard.change_job_turns() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE
     is_limited boolean := NEW.concurrency IS NOT NULL OR NEW.rate IS NOT NULL OR NEW.lane_by IS NOT NULL;
     is_held boolean := NEW.state = 'paused' OR NEW.stopping IS NOT NULL;
@@ -565,8 +567,8 @@ CREATE TRIGGER change_job_turns
                                NEW.lane_width, NEW.lanes))
     EXECUTE FUNCTION callboard.change_job_turns();
 
--- What is in flight of each lane, from before it is published until after it ended. A lane: the items of a job with the
--- same value of one of their arguments, of which only so many may be in flight.
+-- The items in flight of each lane, from before their publishing until after their end. A lane: the items of a job with the
+-- same value of one argument, of which only a limited number may be in flight.
 CREATE TABLE callboard.lanes (
     job_id           bigint NOT NULL,
     item             integer NOT NULL,
@@ -582,81 +584,81 @@ CREATE TABLE callboard.workers (
     held             integer NOT NULL DEFAULT 0, -- items running or prefetched
     started_at       timestamptz NOT NULL DEFAULT now(),
     beat_at          timestamptz NOT NULL DEFAULT now(),
-    session_since    timestamptz,                -- when the database session of its last beat began,
-    session          integer,                    -- and its process id at the server; NULL: it goes through a pooler
-    stopped_at       timestamptz,                -- it stopped in order
-    died_at          timestamptz,                -- it was found dead
+    session_since    timestamptz,                -- when the database session of its last heartbeat began,
+    session          integer,                    -- and that session's pid; NULL: it connects through a pooler
+    stopped_at       timestamptz,                -- when it stopped gracefully
+    died_at          timestamptz,                -- when it was declared dead
     host             text NOT NULL,
     release          text NOT NULL DEFAULT '',
     broker           text,                       -- its RabbitMQ cluster and virtual host; NULL: not known
-    trouble          text,                       -- what keeps it from publishing, as of its last beat; NULL: nothing
+    trouble          text,                       -- why it can't publish, as of its last heartbeat; NULL: it can
     actors           text[] NOT NULL,
     queues           text[] NOT NULL,
-    held_jobs        bigint[] NOT NULL DEFAULT '{}',  -- what it held at its last beat: the jobs of its items,
-    held_items       integer[] NOT NULL DEFAULT '{}'  -- and their numbers, in the same order
+    held_jobs        bigint[] NOT NULL DEFAULT '{}',  -- the jobs of the items that it held at its last heartbeat,
+    held_items       integer[] NOT NULL DEFAULT '{}'  -- and the items' numbers, in the same order
 ) WITH (fillfactor = 50);
 
 CREATE INDEX workers_alive ON callboard.workers (id) WHERE stopped_at IS NULL AND died_at IS NULL;
 CREATE INDEX workers_ended ON callboard.workers (coalesce(stopped_at, died_at))
     WHERE coalesce(stopped_at, died_at) IS NOT NULL;
 
--- The workers that live: they have beaten within so many seconds. The planner replaces a call by its text.
+-- The live workers: those with a heartbeat within `dead_after` seconds. The planner inlines a call.
 CREATE FUNCTION callboard.live_workers(dead_after float8) RETURNS SETOF callboard.workers LANGUAGE sql STABLE AS $$
     SELECT * FROM callboard.workers
     WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now() - make_interval(secs => dead_after)
 $$;
 
--- Every actor that any worker ever announced: the web app and the command line need not import users' code.
+-- Every actor that a worker ever announced: so the web app and the command line need not import users' code.
 CREATE TABLE callboard.actors (
     name             text PRIMARY KEY,
     queue            text NOT NULL,
-    signature        jsonb,                      -- the arguments it takes: {"positional": […], …}; NULL: nobody knows
+    signature        jsonb,                      -- the arguments it takes: {"positional": […], …}; NULL: not known
     mean_seconds     float8                      -- of its last attempts; NULL: too few have ended
 );
 
--- A point every few seconds of each job that moves: rate, estimate and chart.
+-- Samples of each job that changes, every few seconds: for its rate, estimate and chart.
 CREATE TABLE callboard.samples (
     job_id           bigint NOT NULL,
     taken_at         timestamptz NOT NULL DEFAULT now(),
-    final            bigint NOT NULL,            -- items that ended, of the counters of the job
+    final            bigint NOT NULL,            -- ended items, from the job's counters
     failed           bigint NOT NULL,
-    in_part          float8 NOT NULL DEFAULT 0,  -- items that the parts make up which were done of those in flight
+    in_part          float8 NOT NULL DEFAULT 0,  -- the sum of the reported progress of items in flight, in items
     PRIMARY KEY (job_id, taken_at)
 );
 
--- Every callback that the end of a job queued (see the trigger below).
+-- The callbacks of ended jobs; a trigger adds them (see below).
 CREATE TABLE callboard.callbacks (
     id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),  -- receivers recognise repetitions by it
     job_id           bigint NOT NULL,
     created_at       timestamptz NOT NULL DEFAULT now(),
-    ended_at         timestamptz NOT NULL,       -- when its job ended: one that is opened again ends again
+    ended_at         timestamptz NOT NULL,       -- when its job ended; a reopened job ends again
     due_at           timestamptz NOT NULL DEFAULT now(),
-    claimed_until    timestamptz,                -- past: its process vanished, so it may have been delivered
+    claimed_until    timestamptz,                -- past: its process died, so it may have been delivered
     delivered_at     timestamptz,
     gave_up_at       timestamptz,
     tries            integer NOT NULL DEFAULT 0,
-    state            callboard.job_state NOT NULL,  -- what its job ended as
+    state            callboard.job_state NOT NULL,  -- the end state of its job
     url              text,                       -- of a webhook
-    host             text COLLATE "C",           -- likewise: a process limits its webhooks to one host
-    actor            text,                       -- or of a message
-    queue            text,                       -- likewise
+    host             text COLLATE "C",           -- of a webhook: a process limits its webhooks per host
+    actor            text,                       -- of a message
+    queue            text,                       -- of a message
     tenant           text COLLATE "C" NOT NULL DEFAULT '',  -- of its job
     error            text,                       -- of the last try
-    job              jsonb NOT NULL,             -- the job's row when it ended; of a parent with its stages' in `within`
+    job              jsonb NOT NULL,             -- the job's row when it ended; of a parent, with its stages in `within`
     CONSTRAINT callbacks_target CHECK (
         (url IS NULL) <> (actor IS NULL) AND (url IS NULL) = (host IS NULL) AND (actor IS NULL) = (queue IS NULL)),
     CONSTRAINT callbacks_end CHECK (delivered_at IS NULL OR gave_up_at IS NULL)
 ) WITH (fillfactor = 70);
 
--- By host, '' for messages, and tenant: these have turns, and what waits for a host that has its share is not read.
+-- By host ('' for messages) and tenant, which are served in turn; callbacks of hosts at their limit are not read.
 CREATE INDEX callbacks_due ON callboard.callbacks (coalesce(host, ''), tenant, due_at)
     WHERE delivered_at IS NULL AND gave_up_at IS NULL;
 CREATE INDEX callbacks_next ON callboard.callbacks (greatest(due_at, claimed_until))
     WHERE delivered_at IS NULL AND gave_up_at IS NULL;
 CREATE INDEX callbacks_by_job ON callboard.callbacks (job_id);
 
--- The only code that queues callbacks: whichever statement ends a job, they are queued in its transaction. So none is
--- lost, none is queued twice, and a job that was opened again and ends again calls again.
+-- The only code that queues callbacks: they are queued in the transaction of the statement that ends the job. So none is
+-- lost, none is queued twice, and a reopened job that ends again calls again.
 CREATE FUNCTION callboard.queue_callbacks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, tenant, job)
     SELECT NEW.id, NEW.finished_at, NEW.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', NEW.tenant,
@@ -670,34 +672,34 @@ CREATE TRIGGER queue_callbacks AFTER UPDATE OF finished_at ON callboard.jobs FOR
     WHEN (OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL AND NEW.callbacks IS NOT NULL)
     EXECUTE FUNCTION callboard.queue_callbacks();
 
--- Who did what to a job.
+-- The history of actions on jobs.
 CREATE TABLE callboard.actions (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id           bigint NOT NULL,
     done_at          timestamptz NOT NULL DEFAULT now(),
     action           text NOT NULL,
-    who              text NOT NULL DEFAULT '',   -- as far as it is known
-    via              text NOT NULL,              -- by which way: cli, http, python, worker
-    address          text,                       -- of the client that asked over HTTP
+    who              text NOT NULL DEFAULT '',   -- the name of the requester, if known
+    via              text NOT NULL,              -- cli, http, python or worker
+    address          text,                       -- of an HTTP client
     detail           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(detail) = 'object')
 );
 
 CREATE INDEX actions_by_job ON callboard.actions (job_id, id);
 
--- What lets somebody in. A secret is 256 random bits, of which only the SHA-256 is kept: what somebody reads here opens
--- nothing. One that was revoked, used up, or whose time is over is as good as gone; the sweep deletes it.
+-- Access tokens. A secret is 256 random bits, and only its SHA-256 is stored, so this table gives no access to its readers.
+-- Revoked, used and expired tokens are invalid; the sweep deletes them.
 CREATE TABLE callboard.tokens (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    opened_by        bigint,                     -- of a session: what it was opened with, which takes it along when revoked
-    job_id           bigint,                     -- of a share token: all that it lets one read
+    opened_by        bigint,                     -- of a session: the token that opened it, and revokes it when revoked
+    job_id           bigint,                     -- of a share token: the only job that it can read
     created_at       timestamptz NOT NULL DEFAULT now(),
     expires_at       timestamptz,                -- NULL: never
     used_at          timestamptz,                -- its last use, to the minute
-    revoked_at       timestamptz,                -- or when a link was used, which works once
+    revoked_at       timestamptz,                -- of a link, also when it was used: it works once
     kind             text NOT NULL CHECK (kind IN ('api', 'link', 'session', 'share')),
     digest           bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
-    name             text NOT NULL CHECK (name <> ''),  -- of whom it lets in, as the history of jobs has it
-    tenant           text CHECK (tenant <> ''),  -- the only one whose jobs it is for; NULL: all
+    name             text NOT NULL CHECK (name <> ''),  -- the name of its holder, which the history of jobs shows
+    tenant           text CHECK (tenant <> ''),  -- the only tenant whose jobs it can access; NULL: all
     scopes           text[] NOT NULL,
     created_by       text NOT NULL DEFAULT '',
     CONSTRAINT tokens_share CHECK ((kind = 'share') = (job_id IS NOT NULL)),
@@ -709,32 +711,32 @@ CREATE INDEX tokens_ending ON callboard.tokens (least(revoked_at, expires_at))
 CREATE INDEX tokens_by_job ON callboard.tokens (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX tokens_by_opener ON callboard.tokens (opened_by) WHERE opened_by IS NOT NULL;
 
--- Which process does what only one may do, and until when.
+-- Leases of work that only one process may do at a time.
 CREATE TABLE callboard.leases (
     name             text PRIMARY KEY,           -- sweep
     holder           text NOT NULL,
     until            timestamptz NOT NULL
 );
 
--- What the jobs that are over amount to, so that nobody has to read them: how many there are, and the sums of their
--- counters. A job that left is no job any more, and its items stay counted, as do those that were given another attempt
--- (then without a state): the sums of these and of the open jobs never fall. Rows are only added, for nobody is to wait for
--- another here; some take away. The sweep makes one of those of an actor, queue and state.
+-- Totals of ended jobs, so that these need not be read: their number, and the sums of their counters. Deleted jobs no longer
+-- count as jobs, but their items stay counted, and so do retried items (in rows without a state): the sums of these totals
+-- and of the open jobs never decrease. Rows are only inserted, so that no transaction waits for another; some have negative
+-- numbers. The sweep merges the rows of an actor, queue and state.
 CREATE TABLE callboard.totals (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    jobs             bigint NOT NULL DEFAULT 0,  -- stages are none
+    jobs             bigint NOT NULL DEFAULT 0,  -- without stages
     succeeded        bigint NOT NULL,
     failed           bigint NOT NULL,
     skipped          bigint NOT NULL,
     retries          bigint NOT NULL,
     crashes          bigint NOT NULL,
     state            callboard.job_state,
-    actor            text NOT NULL,              -- '': of jobs without one of their own
-    queue            text NOT NULL               -- likewise
+    actor            text NOT NULL,              -- '': of jobs without their own
+    queue            text NOT NULL               -- '': of jobs without their own
 );
 
--- The only code that counts a job: whichever statement ends it, opens it again, marks it as deleted, or moves a counter of
--- it once it is over.
+-- The only code that counts a job in `totals`: after any statement that ends it, reopens it, marks it as deleted, or changes a
+-- counter after its end.
 CREATE FUNCTION callboard.count_ended_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO callboard.totals (jobs, succeeded, failed, skipped, retries, crashes, state, actor, queue)
     SELECT CASE WHEN j.parent_id IS NULL AND j.deleted_at IS NULL THEN n ELSE 0 END,
@@ -752,7 +754,7 @@ CREATE TRIGGER count_ended_job
                   <> (NEW.succeeded, NEW.failed, NEW.skipped, NEW.retries, NEW.crashes)))
     EXECUTE FUNCTION callboard.count_ended_job();
 
--- Jobs that were deleted while messages of theirs may still have been in RabbitMQ: a worker must not run those.
+-- Deleted jobs of which RabbitMQ may still have messages: a worker must not run these.
 CREATE TABLE callboard.deleted_jobs (
     id               bigint PRIMARY KEY,         -- the job's
     epoch            integer NOT NULL,
