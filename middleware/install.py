@@ -35,7 +35,7 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
         broker = make_broker(database_url)
         dramatiq.set_broker(broker)
     if isinstance(broker, StubBroker) and not is_database_named(database_url):
-        log.warning("DATABASE_URL is not set: the StubBroker runs its actors, and nothing of them is recorded")
+        log.warning("DATABASE_URL is not set: the StubBroker runs its actors, and records nothing")
         broker.actor_options |= Tracking.actor_options
     elif tracking_of(broker) is None:
         address = database_address(database_url)

@@ -32,7 +32,7 @@ TRANSIENT = (
 )
 #: The error of a database that takes no writes, and what to do.
 READ_ONLY = "the database can only be read"
-PRIMARY = "let DATABASE_URL name a server that takes writes, and no standby, or end its read-only mode"
+PRIMARY = "set DATABASE_URL to a server that takes writes, not a standby, or end its read-only mode"
 #: The error of a role that lacks a right, and what to do.
 NO_RIGHT, GIVE_RIGHT = "the database refuses this user", "give it the right, or use another user"
 #: The error of a database whose disk is full, and what to do.
@@ -51,14 +51,14 @@ _WAITED = re.compile(r"query_(wait_)?timeout|server login (has been failing|fail
 
 #: Advice for a failed TLS connection, by a part of libpq's error text; the first match counts.
 _TLS_ADVICE = (
-    ("does not match host name", "let DATABASE_URL have a host that the certificate of PostgreSQL names"),
-    ("root certificate file", "let sslrootcert in DATABASE_URL name the certificate that signed PostgreSQL's"),
+    ("does not match host name", "use a host in DATABASE_URL that PostgreSQL's certificate names"),
+    ("root certificate file", "set sslrootcert in DATABASE_URL to the certificate that signed PostgreSQL's"),
     (
         "verify failed",
-        "let sslrootcert in DATABASE_URL name the certificate that signed PostgreSQL's, or renew the latter",
+        "set sslrootcert in DATABASE_URL to the certificate that signed PostgreSQL's, or renew the latter",
     ),
-    ("no encryption", "let DATABASE_URL have sslmode=require"),
-    ("does not support SSL", "leave sslmode out of DATABASE_URL, or have PostgreSQL use TLS"),
+    ("no encryption", "set sslmode=require in DATABASE_URL"),
+    ("does not support SSL", "leave sslmode out of DATABASE_URL, or turn on TLS in PostgreSQL"),
 )
 
 

@@ -80,7 +80,7 @@ def migrate(url: str) -> list[str]:
             except psycopg.errors.LockNotAvailable:
                 if time.monotonic() > deadline:
                     raise SchemaError(
-                        "the schema can't be changed, since another session holds a lock on a table of it: end that "
+                        "the schema can't be changed, because another session has locked one of its tables: end that "
                         "session (see pg_stat_activity), and run `callboard migrate` again"
                     ) from None
                 if not waiting:
@@ -117,8 +117,8 @@ def check_database(conn: Conn) -> None:
             )
     for (table,) in conn.execute(statement("tables_with_hidden_rows")):
         raise SchemaError(
-            f"row level security of callboard.{table} applies to the role {role}: a row that it hides would be taken "
-            f"for one that is gone. ALTER ROLE {role} BYPASSRLS, or ALTER TABLE callboard.{table} DISABLE ROW LEVEL "
+            f"row level security of callboard.{table} applies to the role {role}: a hidden row would be taken "
+            f"for a deleted one: ALTER ROLE {role} BYPASSRLS, or ALTER TABLE callboard.{table} DISABLE ROW LEVEL "
             "SECURITY"
         )
     for table, trigger in conn.execute(statement("idle_triggers")):

@@ -28,7 +28,7 @@ from callboard.sql.writes import stages
 T = TypeVar("T")
 
 log = logging.getLogger("callboard.stages")
-_log_outage = OutageLog(log, "the making of a stage waits for the database: %s")
+_log_outage = OutageLog(log, "the items of a stage wait for the database: %s")
 
 #: Results that are read per page.
 PAGE_ITEMS = 100

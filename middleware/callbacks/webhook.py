@@ -97,7 +97,7 @@ def _redirected(url: str, location: str) -> str:
         target = urljoin(url, location)
         parts = parse_url(target)
     except ValueError as error:
-        raise Undelivered(f"the receiver redirects to where no webhook may go: {error}") from None
+        raise Undelivered(f"the receiver redirects to an address that webhooks may not use: {error}") from None
     if url.startswith("https:") and parts.scheme != "https":
         raise Undelivered(f"the receiver redirects to {redact_url(target)}, without encryption")
     return target

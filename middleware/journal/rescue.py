@@ -146,9 +146,9 @@ def _event(worker: int, now: float, held: Held, limit: int) -> Event:
     final = 0 < limit <= crashes
     why = f" (worker {worker})"
     if final:
-        why += f"; {crashes} deaths are charged to it, so it is not tried again"
+        why += f"; {crashes} crashes are charged to it, so it is not tried again"
     elif not limit:
-        why += "; another item of that worker is to blame"
+        why += "; the crash is charged to another item of that worker"
     return Event(
         held.job, held.item, held.attempt, "failed" if final else "retrying", held.elapsed, now, worker,
         failure=_death(why), retry=None if final else Retry(0.0), crashed=limit > 0,

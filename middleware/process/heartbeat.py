@@ -105,7 +105,7 @@ class Heartbeat:
                 raise OtherBroker(
                     f"this worker is on {broker}, and worker {other} at {host} uses the same database on {theirs}: "
                     "messages would go to the wrong one. Give each broker and virtual host a database of its own; to "
-                    "move to another broker, or to one made anew under another host name, stop the old workers first. "
+                    "move to another broker, or to one recreated under another host name, stop the old workers first. "
                     "Nodes of one cluster whose user may not declare exchanges need a common name: rabbitmqctl "
                     "set_cluster_name"
                 )

@@ -39,9 +39,9 @@ UNREACHABLE = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.Protoc
 #: Advice by a part of OpenSSL's error text; the first match counts.
 TLS_ADVICE = (
     ("certificate has expired", "renew the certificate of RabbitMQ"),
-    ("certificate is not valid for", "let AMQP_URL have a host that the certificate of RabbitMQ names"),
-    ("CERTIFICATE_VERIFY_FAILED", "let SSL_CERT_FILE name the certificate that signed RabbitMQ's"),
-    ("WRONG_VERSION_NUMBER", "begin AMQP_URL with amqp://, or let it have the port of TLS, which is 5671 by default"),
+    ("certificate is not valid for", "use a host in AMQP_URL that RabbitMQ's certificate names"),
+    ("CERTIFICATE_VERIFY_FAILED", "set SSL_CERT_FILE to the certificate that signed RabbitMQ's"),
+    ("WRONG_VERSION_NUMBER", "begin AMQP_URL with amqp://, or use the TLS port in it, 5671 by default"),
 )
 
 NO_BROKER = "RabbitMQ can't be asked, since AMQP_URL is not set: set it to amqp://user:password@host:port/vhost"

@@ -18,7 +18,7 @@ MINUTE_SECONDS = 60
 LARGEST_PART = 0.99
 
 #: Why a job that is open for more items does not move.
-OPEN = "it is open for more items until somebody seals it"
+OPEN = "it is open for more items until it is sealed"
 SUBMITTING = "its submission is still going on"
 
 #: The columns with times.
@@ -181,14 +181,14 @@ def _ahead(row: Stored, name: str) -> bool:
 def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
     if parts["running"]:
         held = "1 item is" if parts["running"] == 1 else f"{parts['running']} items are"
-        return f"{held} held by a worker that died, and will be given to another"
+        return f"{held} held by a dead worker, and will be requeued"
     if row["missing"]:  # one of several actors
         return _without_actor(row["missing"])
     if row["taken"] is False:  # the actor has moved to another queue
         return f"{_without_actor(row['actor'])} on the queue {row['queue']}"
     if row["trouble"]:
         return str(row["trouble"])
-    others = f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""
+    others = f"; its workers run items of other jobs ({row['elsewhere']})" if row["elsewhere"] else ""
     return f"nothing has moved for {_quiet(row)}{others}"
 
 

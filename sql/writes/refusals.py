@@ -7,7 +7,7 @@ from callboard.sql.writes.requests import JobStatus, NotPossible, Requester, job
 WHY = {
     "cancel": "there is nothing left to cancel",
     "pause": "there is nothing left to pause",
-    "resume": "only what is paused is resumed; `retry` gives its items another attempt",
+    "resume": "only a paused job can be resumed; `retry` gives items another attempt",
     "retry": "its items can be retried when it has ended",
     "delete": "it can be deleted when it is over; `cancel` ends it",
 }
@@ -22,7 +22,7 @@ def check(conn: Conn, job: int, by: Requester, action: str, *, some_items: bool 
             refuse_items_of_stages(job)
     elif action == "delete":
         if status.parent is not None:
-            raise NotPossible(f"job {job} is a stage of job {status.parent}: delete that, and its stages go with it")
+            raise NotPossible(f"job {job} is a stage of job {status.parent}: delete that one, with its stages")
         refused = not status.over
     else:
         refuse_stage(job, status)

@@ -131,6 +131,4 @@ def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) 
 
 
 def _nothing(job: int) -> NotPossible:
-    return NotPossible(
-        f"job {job} has no such items: those that were submitted with it are run again, and not what was sent"
-    )
+    return NotPossible(f"job {job} has no such items: only bulk items are run again, not plain sends")

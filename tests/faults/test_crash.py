@@ -67,7 +67,7 @@ def prove(scenario: Scenario, job: callboard.Job) -> Counter[int]:
     """
     over = died(scenario, job)
     ((told,),) = scenario.sql(TOLD, job.id)
-    assert "; 3 deaths are charged to it" in told
+    assert "; 3 crashes are charged to it" in told
     (poison, *rest) = scenario.sql(STANDING, job.id)
     concerned = [item for item, _, attempt, _ in rest if attempt > 1]
     assert len(concerned) <= 8 * over.total()  # the threads that the dead had

@@ -300,7 +300,7 @@ def test_cancelled_within_a_stage(pipeline: Pipeline, tmp_path: Path) -> None:
     assert [state for _, state, *_ in told(job)] == ["completed", "cancelled", "cancelled"]
     assert found["stages"][1]["succeeded"] <= 8
     assert [action["action"] for action in job.actions()] == ["cancel"]
-    with pytest.raises(callboard.NotPossible, match="only what is paused"):
+    with pytest.raises(callboard.NotPossible, match="only a paused job"):
         job.resume()
     (tmp_path / "gate").touch()
     left = found["cancelled"]

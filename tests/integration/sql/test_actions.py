@@ -686,7 +686,7 @@ def test_the_api_refuses(http: httpx.Client, conn: Conn) -> None:
         ("5/cancel", {}, 404, "there is no job 5"),
         ("x/cancel", {}, 404, "no job"),
         ("5/actions", None, 404, "there is no job 5"),
-        ("JOB/resume", {}, 409, "only what is paused is resumed"),
+        ("JOB/resume", {}, 409, "only a paused job can be resumed"),
         ("JOB/retry", {"json": {"states": ["succeeded"]}}, 422, "states must be some of failed"),
         ("JOB/retry", {"json": {"state": "failed"}}, 422, "state is not known here; there are states, "),
         ("JOB/retry", {"json": {"items": [-1]}}, 422, "items must be whole numbers from 0 to"),

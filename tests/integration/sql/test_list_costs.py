@@ -273,9 +273,7 @@ def test_stalled_jobs_are_found_among_those_that_are_open(large: Large, plan: st
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_list_of_quiet_jobs_looks_at_workers_once(large: Large, plan: str) -> None:
     (found, _), blocks = large.read(queries.jobs(limit=QUIET), plan)
-    assert {job["stalled"].partition("; ")[2] for job in found} == {
-        f"its workers have items of other jobs in hand ({IN_HAND})"
-    }
+    assert {job["stalled"].partition("; ")[2] for job in found} == {f"its workers run items of other jobs ({IN_HAND})"}
     assert blocks < 40 * QUIET, blocks
 
 
@@ -295,7 +293,7 @@ def test_a_list_of_quiet_jobs_reads_once_what_runs_of_one_job(large: Large, plan
         (found, _), blocks = large.read(queries.jobs(limit=limit), plan)
     large.conn.execute("VACUUM (ANALYZE) callboard.running")
     assert {job["stalled"].partition("; ")[2] for job in found} == {
-        f"its workers have items of other jobs in hand ({2 * IN_HAND})"
+        f"its workers run items of other jobs ({2 * IN_HAND})"
     }
     assert blocks < 2_000 + 15 * limit, blocks
 

@@ -96,7 +96,7 @@ def test_what_to_do_about_a_server_without_free_connections_or_space(text: str) 
     assert 'raise that limit by ALTER ROLE "app" CONNECTION LIMIT,' in limited
     assert connect_advice(psycopg.OperationalError("Connection refused")).startswith("start PostgreSQL")
     plain = psycopg.OperationalError('FATAL: no pg_hba.conf entry for host "10.0.0.1", user "app", no encryption')
-    assert connect_advice(plain) == "let DATABASE_URL have sslmode=require"
+    assert connect_advice(plain) == "set sslmode=require in DATABASE_URL"
     full = psycopg.OperationalError("FATAL: could not write init file: No space left on device")
     assert connect_advice(full) == "free space on the disk of PostgreSQL"
 
@@ -122,9 +122,9 @@ def test_only_an_error_that_may_hold_for_this_connection_closes_it(database_url:
 @pytest.mark.parametrize(
     ("speaks", "asks", "do"),
     [
-        (b"S", "sslrootcert=nowhere.pem", "let sslrootcert in DATABASE_URL name the certificate"),
-        (b"S", f"sslrootcert={os.devnull}", "let sslrootcert in DATABASE_URL name the certificate"),
-        (b"S", f"sslrootcert={LOCALHOST}", "let DATABASE_URL have a host that the certificate"),
+        (b"S", "sslrootcert=nowhere.pem", "set sslrootcert in DATABASE_URL to the certificate"),
+        (b"S", f"sslrootcert={os.devnull}", "set sslrootcert in DATABASE_URL to the certificate"),
+        (b"S", f"sslrootcert={LOCALHOST}", "use a host in DATABASE_URL that"),
         (b"N", "", "leave sslmode out of DATABASE_URL"),
     ],
 )  # fmt: skip

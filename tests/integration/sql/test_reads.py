@@ -403,7 +403,7 @@ def test_a_job_that_stands_still_says_why(conn: Conn) -> None:
     other = make_job(conn, 9)
     run(conn, other, range(8), worker=able)
     age(conn, job, 42)
-    assert stalled(conn, job) == "nothing has moved for 40 s; its workers have items of other jobs in hand (8)"
+    assert stalled(conn, job) == "nothing has moved for 40 s; its workers run items of other jobs (8)"
     run(conn, job, [0], worker=able)
     assert stalled(conn, job) is None
 
@@ -512,7 +512,7 @@ def test_of_a_job_that_is_being_stopped_only_what_a_dead_worker_holds_stands_sti
     assert stalled(conn, job) is None
     workers.stop_worker(conn, dead)
     make_worker(conn)
-    assert stalled(conn, job) == "1 item is held by a worker that died, and will be given to another"
+    assert stalled(conn, job) == "1 item is held by a dead worker, and will be requeued"
 
 
 def test_a_recount_of_what_was_written_finds_no_drift(conn: Conn) -> None:

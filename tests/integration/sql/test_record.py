@@ -679,7 +679,7 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
     assert rows == [(0, "failed", 3), (1, "retrying", 0), (2, "retrying", 0)]
     error = (queries.run(conn, queries.item(job, 0)) or {})["error"]
     assert error["type"] == "WorkerDied"
-    assert "; 3 deaths are charged to it" in error["message"]
+    assert "; 3 crashes are charged to it" in error["message"]
     assert drift(conn) == []
 
 
@@ -808,7 +808,7 @@ def test_a_long_item_that_dies_beside_new_ones_each_time_fails_at_the_sixth_deat
         assert found[death] == ("retrying", 1)
     assert die(conn, job, {0: 30.0, 6: 0.5})[0] == ("failed", 6)
     message = (queries.run(conn, queries.item(job, 0)) or {})["error"]["message"]
-    assert message.endswith("; 6 deaths are charged to it, so it is not tried again")
+    assert message.endswith("; 6 crashes are charged to it, so it is not tried again")
 
 
 def test_an_item_that_waits_to_run_alone_is_charged_with_no_death(conn: Conn) -> None:

@@ -143,8 +143,8 @@ def test_a_redirect_gets_the_same_post(status: int, here: Receiver, only_here: N
         ("http://127.0.0.2:1/", "127.0.0.2 has no public address"),
         ("http://[::1]:1/", "::1 has no public address"),
         ("http://169.254.169.254/latest/meta-data", "169.254.169.254 has no public address"),
-        ("//10.0.0.1/", "10.0.0.1 has no public address"), ("file:///etc/passwd", "to where no webhook may go"),
-        ("http://anna:hunter2@127.0.0.1/", "to where no webhook may go"), ("http://[/", "to where no webhook may go"),
+        ("//10.0.0.1/", "10.0.0.1 has no public address"), ("file:///etc/passwd", "that webhooks may not use"),
+        ("http://anna:hunter2@127.0.0.1/", "that webhooks may not use"), ("http://[/", "that webhooks may not use"),
     ],
 )  # fmt: skip
 def test_a_redirect_leads_only_where_a_webhook_may_be(

@@ -55,8 +55,8 @@ def test_an_address_that_cant_be_used_is_refused_with_its_fault(parameter: str, 
 @pytest.mark.parametrize(
     ("host", "trusted", "says", "do"),
     [
-        ("127.0.0.1", os.devnull, "self.signed certificate", "let SSL_CERT_FILE name the certificate"),
-        ("127.0.0.2", str(LOCALHOST), r"not valid for '127\.0\.0\.2'", "let AMQP_URL have a host that"),
+        ("127.0.0.1", os.devnull, "self.signed certificate", "set SSL_CERT_FILE to the certificate"),
+        ("127.0.0.2", str(LOCALHOST), r"not valid for '127\.0\.0\.2'", "use a host in AMQP_URL that"),
     ],
 )
 def test_what_to_do_about_a_certificate(
