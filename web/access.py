@@ -31,22 +31,21 @@ Authenticate: TypeAlias = Callable[[Request], Admission | Awaitable[Admission]]
 
 #: Paths that need no login: probes have no credentials, static files hold no data, and the login page asks for it.
 OPEN = ("/healthz", "/readyz", "/login", "/logout")
-#: Whoever sends a request to an app that is open to everyone, and who is not let in.
+#: The identity of every sender in an app that is open to everyone; an identity without any rights.
 EVERYONE, NOBODY = Identity("everyone", scopes=SCOPES), Identity("nobody", scopes=())
 
-#: The keys of the request's scope under which the identity of its sender is kept, the function that finds it, and the
-#: headers of the answer.
+#: Keys of the request's scope: the identity of the sender, the function that finds it, the headers of the answer.
 IDENTITY, ADMIT, ADDED = "callboard.identity", "callboard.admit", "callboard.headers"
-MISTAKEN = "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
-NO_LOGIN = "this needs credentials that this app knows"
+MISTAKEN = "the login of this app returned a value of a wrong type; the server's log says what to return"
+NO_LOGIN = "this needs valid credentials for this app"
 UNKNOWN_SENDER = (
-    "this needs a token that is known here: send the header `Authorization: Bearer cb_…`. One that is refused is "
-    "mistyped, revoked, or its time is over; `callboard token create` makes another"
+    "this needs a valid token: send the header `Authorization: Bearer cb_…`. A refused token is "
+    "mistyped, revoked or expired; `callboard token create` makes another"
 )
 UNKNOWN_SHARE = (
-    "the token in this address shows nothing: it is mistyped, revoked, or its time is over; ask for another one"
+    "the token in this address is mistyped, revoked or expired; ask for another one"
 )
-NOT_ANY_MORE = "this login is over: it was revoked, it was changed, or its time is over"
+NOT_ANY_MORE = "this login is no longer valid: it was revoked, changed, or has expired"
 
 #: Methods that change nothing.
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -59,7 +58,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-#: The headers of an answer that any site may read: that of a shared job, to a token for it, and a static file.
+#: The headers of an answer that any site may read: a shared job for its token, and static files.
 SHARED = {**HEADERS, "Cross-Origin-Resource-Policy": "cross-origin", "Access-Control-Allow-Origin": "*"}
 #: The policy of a page that a page of any site may show within it.
 EMBEDDED = {
@@ -73,8 +72,8 @@ class AccessControl:
     def __init__(
         self, app: ASGIApp, login: TokenLogin | None, authenticate: Authenticate | None, hosts: Sequence[str] | None
     ) -> None:
-        """`authenticate`: a login instead of `login`, which still knows the tokens that share a job. Without either the
-        app is open to everyone.
+        """`authenticate` replaces `login`, which then only checks tokens that share a job. Without both the app is open
+        to everyone.
         """
         self.app = app
         self.login = login
@@ -103,17 +102,19 @@ class AccessControl:
 
     def _refusal(self, scope: Scope) -> Problem | None:
         if not self._knows_host(scope):
-            return Problem(421, "this app does not answer to that host name: start it with --allow-host NAME")
+            return Problem(421, "this app does not accept this host name: start it with --allow-host NAME")
         if _cross_site(scope):
             return Problem(
                 403,
-                "a page of another site sent this request, and may not change anything here; if it was a page of this "
-                "app, let the proxy before it pass the header Host on",
+                "this request came from a page of another site, which may not change anything; if it was a page of "
+                "this app, let its proxy pass on the header Host",
             )
         return None
 
     async def _ask(self, request: Request, share: str | None) -> Response | None:
-        """Find the identity of the sender; return the answer to a sender that is not let in, else None."""
+        """Find the identity of the sender and store it in the scope; return None, or the answer that refuses the
+        sender.
+        """
         if _is_open(request):
             return None
         own = share is not None or self.authenticate is None
@@ -133,7 +134,7 @@ class AccessControl:
         return None
 
     async def _admit(self, request: Request, share: str | None) -> Admission:
-        """The identity by a token in the query, or else by the login."""
+        """Return the identity by the token in the query if there is one, else by the login."""
         if self.login is None:
             return EVERYONE
         if share is not None:
@@ -148,7 +149,7 @@ class AccessControl:
 
 
 def identity(request: Request) -> Identity:
-    """The identity of the sender. Raises HTTPException 401 on a path that needs no login: it is not known there."""
+    """Return the identity of the sender. Raises HTTPException 401 on a path without login, where it is unknown."""
     found = request.scope.get(IDENTITY)
     if not isinstance(found, Identity):
         raise HTTPException(401, UNKNOWN_SENDER, {"WWW-Authenticate": "Bearer"})
@@ -156,13 +157,13 @@ def identity(request: Request) -> Identity:
 
 
 async def is_still_admitted(request: Request) -> bool:
-    """Whether the login admits the sender as it did at first: for an answer that goes on."""
+    """Return whether the login still admits the sender with the same identity: a stream checks this repeatedly."""
     found = await request.scope[ADMIT](request)
     return bool(found == identity(request))
 
 
 async def job(request: Request) -> int:
-    """The id of the job in the path. Raises HTTPException 404 for a job of a tenant that the sender is not of.
+    """Return the id of the job in the path. Raises HTTPException 404 for a job that the sender may not see.
 
     Every handler of a job gets its id here.
     """
@@ -176,20 +177,21 @@ async def job(request: Request) -> int:
 
 
 def check_scope(request: Request, scope: str, *, for_all_tenants: bool, shared: bool) -> None:
-    """Raise HTTPException 403 for a login without the scope; for one of a single tenant, if the answer is for all
-    tenants; and for one of a single job, unless the endpoint is `shared`.
+    """Raise HTTPException 403 for a login without the scope; for a login of one tenant if the answer is for all
+    tenants; and for a login of one job unless the endpoint is `shared`.
     """
     who = identity(request)
     if scope not in who.scopes:
         raise HTTPException(403, f"this needs the scope {scope}, which this login does not have")
     if for_all_tenants and who.tenant is not None:
-        raise HTTPException(403, "this needs a login for all tenants, and this login sees the jobs of one")
+        raise HTTPException(403, "this needs a login for all tenants, and this login is for one tenant")
     if not shared and who.job is not None:
         raise HTTPException(403, f"this login shows job {who.job} and nothing else")
 
 
 async def _admission(authenticate: Authenticate, request: Request) -> Admission:
-    """Ask the login. Any value but an identity, None or an answer is an error and admits nobody."""
+    """Call the app's own login. A value other than an identity, None or a response is an error and refuses the sender.
+    """
     try:
         if inspect.iscoroutinefunction(authenticate):
             found = await authenticate(request)
@@ -202,15 +204,15 @@ async def _admission(authenticate: Authenticate, request: Request) -> Admission:
     if found is None or isinstance(found, (Identity, Response)):
         return found
     log.error(
-        "authenticate() returned a %s, so the request was refused: return callboard.Identity(name) to let somebody in, "
-        "None to let nobody in, or a Response to answer with",
+        "authenticate() returned a %s, so the request was refused: return callboard.Identity(name) to admit the "
+        "sender, None to refuse it, or a Response to answer with",
         type(found).__qualname__,
     )
     return Problem(500, MISTAKEN)
 
 
 async def broken(request: Request, _error: Exception) -> Problem:
-    """Answer an error that nothing else answers. Starlette does so outside of all middleware, which adds no headers."""
+    """Answer an unexpected error. Starlette calls this outside of all middleware, so it adds the headers itself."""
     return Problem(500, BROKEN, {**request.scope[ADDED], "Cache-Control": "no-store"})
 
 
@@ -220,7 +222,7 @@ def _is_open(request: Request) -> bool:
 
 
 def _take_share_token(scope: Scope) -> str | None:
-    """Take the token out of the query, where it stands in the address of a page that is shared; None: there is none."""
+    """Remove the share token from the query of the request and return it; None if there is none."""
     parts = scope.get("query_string", b"").split(b"&")
     given = [part for part in parts if part.startswith(b"token=")]
     if not given:
@@ -230,7 +232,7 @@ def _take_share_token(scope: Scope) -> str | None:
 
 
 def _cross_site(scope: Scope) -> bool:
-    """Whether a page of another site sends a request that changes something: browsers say where a request is from."""
+    """Return whether a page of another site sent a request that changes something, by the headers of the browser."""
     if scope["method"] in SAFE:
         return False
     headers = Headers(scope=scope)
@@ -246,7 +248,7 @@ def _with_headers(send: Send, added: Mapping[str, str]) -> Send:
             headers = MutableHeaders(scope=message)
             for name, value in added.items():
                 headers.setdefault(name, value)
-            # Answers go out of date within a second. A static file has an ETag, by which a browser asks again.
+            # Answers are outdated within a second. A static file has an ETag, with which a browser revalidates it.
             headers.setdefault("Cache-Control", "no-cache" if "etag" in headers else "no-store")
         await send(message)
 

@@ -1,4 +1,4 @@
-"""Endpoints that change a job. Each answers with the job as it is then; after a DELETE there is none."""
+"""Endpoints that change a job. Each returns the changed job; DELETE returns no body."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -17,13 +17,13 @@ from callboard.web.parameters import DryRun, NoQuery
 
 
 class Cancel(msgspec.Struct, forbid_unknown_fields=True):
-    """Why."""
+    """The reason of a cancellation."""
 
     reason: str | None = None
 
 
 class Retry(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items to retry, if not all that failed; `error`: the id of a group of errors, or a type."""
+    """Which items to retry; default: all failed items. `error`: the id of an error group, or a type."""
 
     states: list[str] | None = None
     items: Annotated[list[int], msgspec.Meta(min_length=1, max_length=100_000)] | None = None
@@ -31,7 +31,7 @@ class Retry(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LimitChanges(msgspec.Struct, forbid_unknown_fields=True):
-    """Limits by the names and in the forms of `callboard.submit`; null removes one."""
+    """Limits, with the names and forms of `callboard.submit`; null removes a limit."""
 
     max_failures: int | str | msgspec.UnsetType | None = msgspec.UNSET
     concurrency: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -45,28 +45,28 @@ class LimitChanges(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def limit(call: Call[NoQuery, LimitChanges]) -> dict[str, Any]:
-    """Change limits of a job; null removes one."""
+    """Change limits of a job; null removes a limit."""
     changes = msgspec.to_builtins(call.body)
     return await _act(call, "limit", lambda conn, job, by: actions.limit(conn, job, by, changes))
 
 
 async def cancel(call: Call[DryRun, Cancel]) -> dict[str, Any]:
-    """Cancel a job: no further item starts."""
+    """Cancel a job: no more items start."""
     return await _act(call, "cancel", lambda conn, job, by: actions.cancel(conn, job, by, reason=call.body.reason))
 
 
 async def pause(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """Pause a job: no further item starts until it is resumed."""
+    """Pause a job: no more items start until it is resumed."""
     return await _act(call, "pause", actions.pause)
 
 
 async def resume(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """Go on with a paused job."""
+    """Resume a paused job."""
     return await _act(call, "resume", actions.resume)
 
 
 async def retry(call: Call[DryRun, Retry]) -> dict[str, Any]:
-    """Retry items of a job that ended without success: all that failed, if nothing else is said."""
+    """Retry items of a job that ended without success: by default all failed items."""
     given = call.body
 
     def write(conn: Conn, job: int, by: Requester) -> object:
@@ -82,7 +82,7 @@ async def retry(call: Call[DryRun, Retry]) -> dict[str, Any]:
 
 
 async def delete(call: Call[DryRun, NoBody]) -> Response | dict[str, Any]:
-    """Delete a job that is over, and all of its rows."""
+    """Delete a finished job and all of its rows."""
     if call.query.dry_run:
         return await _act(call, "delete", actions.delete)
     await call.write(lambda conn: actions.delete(conn, call.job, call.requester))
@@ -90,7 +90,8 @@ async def delete(call: Call[DryRun, NoBody]) -> Response | dict[str, Any]:
 
 
 async def _act(call: Call[Any, Any], action: str, write: Callable[[Conn, int, Requester], object]) -> dict[str, Any]:
-    """Do it and return the job; for a trial, check it and return how many items it concerns."""
+    """Run the action and return the job; for a dry run, only check it and return the number of items it would change.
+    """
     trial = isinstance(call.query, DryRun) and call.query.dry_run
     if trial:
         await call.write(lambda conn: refusals.check(conn, call.job, call.requester, action))

@@ -8,20 +8,20 @@ from callboard.sql.states import AttemptKind, ItemState, JobState, Scope, Worker
 
 #: A time in UTC.
 Time: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
-#: The start of the next page: a text to give back as `after`.
+#: The start of the next page: the value for `after` of the next request.
 Cursor: TypeAlias = Annotated[str | None, msgspec.Meta(description="`after` of the next page; null on the last page")]
-#: An array of anything. To say so keeps a type that has one in generated clients.
+#: An array of any values. The explicit schema gives generated clients a type for it.
 Anything: TypeAlias = Annotated[list[Any], msgspec.Meta(extra_json_schema={"items": {}})]
 Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A JSON object that the API answers."""
+    """A JSON object in an answer of the API."""
 
 
 class Hung(Answer):
-    """An item that may hang, and the line at which it does."""
+    """An item that may hang, and the line of code at which it hangs."""
 
     item: Count
     seconds: float
@@ -45,7 +45,7 @@ class Counts(Answer):
 
 
 class Stage(Counts):
-    """A stage of a job, in short; it is a job, too, with the id `job`."""
+    """A summary of a stage. The stage is itself a job, with the id `job`."""
 
     job: int
     stage: Count
@@ -77,8 +77,8 @@ class Job(Answer):
     reason: str | None
     standing: bool
     sealed: bool
-    open: Annotated[bool, msgspec.Meta(description="it takes more items until it is sealed by hand")]
-    consumed: Annotated[int, msgspec.Meta(ge=0, description="inputs read; a submission that broke off goes on there")]
+    open: Annotated[bool, msgspec.Meta(description="it takes more items until somebody seals it")]
+    consumed: Annotated[int, msgspec.Meta(ge=0, description="inputs read; an interrupted submission continues there")]
     total: Count
     pending: Count
     queued: Count
@@ -92,12 +92,12 @@ class Job(Answer):
     crashes: Count
     unkept: Count
     progress: Share
-    rate: Annotated[float | None, msgspec.Meta(description="items a second")]
+    rate: Annotated[float | None, msgspec.Meta(description="items per second")]
     eta: Time | None
     stalled: Annotated[str | None, msgspec.Meta(description="why the job does not move")]
     stalled_until: Annotated[
         Time | None,
-        msgspec.Meta(description="when the standstill ends by itself: the end of a delay, a rate, a retry or a hold"),
+        msgspec.Meta(description="when `stalled` ends by itself: the end of a delay, a rate, a retry or a hold"),
     ]
     step: str | None
     hung: list[Hung]
@@ -114,20 +114,20 @@ class Job(Answer):
 
 
 class Trial(Answer):
-    """The number of items that a change would concern, if it were no `dry_run`."""
+    """The number of items that a `dry_run` would change."""
 
     items: Count
 
 
 class Refusal(Answer):
-    """A job to which something was not done, and why."""
+    """A job to which the action was not applied, and why."""
 
     job: int
     detail: str
 
 
 class BulkAction(Answer):
-    """To how many jobs something was done, with how many items; of those to which it was not, at most a hundred."""
+    """The numbers of jobs and items that an action changed, and at most 100 of the jobs that it did not change."""
 
     action: str
     dry_run: bool
@@ -135,11 +135,11 @@ class BulkAction(Answer):
     items: Count
     refused: Count
     refusals: list[Refusal]
-    next: Annotated[str | None, msgspec.Meta(description="`after` of the request that goes on; null: all is done")]
+    next: Annotated[str | None, msgspec.Meta(description="`after` of the request that continues; null: all is done")]
 
 
 class JobCounts(Answer):
-    """How many jobs there are for each view of a page; `all` is `open` and `ended`."""
+    """The numbers of jobs in each view of the list; `all` is the sum of `open` and `ended`."""
 
     open: Annotated[int, msgspec.Meta(description="`is:open`")]
     stalled: Annotated[int, msgspec.Meta(description="`is:stalled`")]
@@ -149,14 +149,14 @@ class JobCounts(Answer):
 
 
 class Progress(Answer):
-    """How far an item in flight is, as its actor says."""
+    """The progress of an item in flight, as its actor reports it."""
 
     done: float
     total: float | None
 
 
 class ItemError(Answer):
-    """How the last attempt of an item ended that did not succeed."""
+    """The error of the last attempt of an item that did not succeed."""
 
     kind: AttemptKind
     type: str | None
@@ -165,7 +165,9 @@ class ItemError(Answer):
 
 
 class Item(Answer):
-    """An item of a job. Arguments and results that are too long, or no JSON, are in `args_text` and `result_text`."""
+    """An item of a job. Arguments and results that are too long or not JSON are texts, in `args_text` and
+    `result_text`.
+    """
 
     job: int
     item: Count
@@ -185,7 +187,7 @@ class Item(Answer):
     result_unkept: str | None
     progress: Progress | None
     error: ItemError | None
-    sent_at: Annotated[Time | None, msgspec.Meta(description="of a plain send, and of what an item sent")]
+    sent_at: Annotated[Time | None, msgspec.Meta(description="set for plain sends and for messages that an item sent")]
     due_at: Time | None
     first_started_at: Time | None
     started_at: Time | None
@@ -193,7 +195,7 @@ class Item(Answer):
 
 
 class Attempt(Answer):
-    """An attempt that did not simply succeed."""
+    """An attempt of an item. A plain success has none."""
 
     attempt: Annotated[int, msgspec.Meta(ge=1)]
     kind: AttemptKind
@@ -209,13 +211,13 @@ class Attempt(Answer):
 
 
 class ItemWithAttempts(Item):
-    """An item of a job, with its attempts except a simple success."""
+    """An item of a job, with its attempts, except a plain success."""
 
     attempts: list[Attempt]
 
 
 class ErrorGroup(Answer):
-    """The attempts of a job that ended alike: the same kind, type, place, and pattern of the message."""
+    """The attempts of a job that failed with the same kind, type, place, and pattern of the message."""
 
     id: str
     job: int
@@ -229,41 +231,41 @@ class ErrorGroup(Answer):
     retried: Count
     first_at: Time
     last_at: Time
-    item: Annotated[int, msgspec.Meta(description="the item that `message` is of")]
+    item: Annotated[int, msgspec.Meta(description="the item that `message` comes from")]
     message: str | None
 
 
 class ErrorWithTraceback(ErrorGroup):
-    """A group of errors with the traceback of its example, if that is kept."""
+    """An error group with the traceback of its example, if that is stored."""
 
-    attempt: Annotated[int | None, msgspec.Meta(description="the attempt of `item` that `traceback` is of")]
+    attempt: Annotated[int | None, msgspec.Meta(description="the attempt of `item` that `traceback` comes from")]
     traceback: str | None
     traceback_size: Annotated[int | None, msgspec.Meta(description="characters, before it was cut")]
 
 
 class Action(Answer):
-    """Something that was done to a job."""
+    """An action on a job, from its history."""
 
     id: int
     done_at: Time
     action: str
     who: str
     via: str
-    address: Annotated[str | None, msgspec.Meta(description="of the client that asked over HTTP")]
+    address: Annotated[str | None, msgspec.Meta(description="address of the HTTP client")]
     detail: dict[str, Any]
 
 
 class Point(Answer):
-    """How far a job was at a time."""
+    """The progress of a job at one time."""
 
     at: Time
     ended: Count
     failed: Count
-    rate: Annotated[float, msgspec.Meta(description="items a second since the point before")]
+    rate: Annotated[float, msgspec.Meta(description="items per second since the previous point")]
 
 
 class Samples(Answer):
-    """How a job went over time, and what was done to it, the oldest first."""
+    """The progress of a job over time, and its actions, the oldest first."""
 
     points: list[Point]
     marks: list[Action]
@@ -275,11 +277,11 @@ class Lane(Answer):
     lane: Annotated[str, msgspec.Meta(description="the value as JSON, or its digest; empty: without that argument")]
     in_flight: Count
     width: Count
-    waiting: Annotated[int, msgspec.Meta(description="published when there is room; a thousand are counted")]
+    waiting: Annotated[int, msgspec.Meta(description="items that wait for room in the lane; at most 1,000 are counted")]
 
 
 class Drift(Answer):
-    """A number of a job that is not what its rows say."""
+    """A number of a job that differs from its rows."""
 
     job: int
     name: str
@@ -297,7 +299,7 @@ class Recount(Answer):
 
 
 class Callback(Answer):
-    """A callback of one end of a job."""
+    """A callback for one end of a job."""
 
     id: str
     on: JobState
@@ -329,15 +331,15 @@ class Worker(Answer):
 
 
 class Queue(Answer):
-    """A queue of RabbitMQ. A number is null where nobody can tell it: AMQP doesn't tell what is unacknowledged."""
+    """A queue of RabbitMQ. A number is null if it is unknown: AMQP does not report unacknowledged messages."""
 
     name: str
     actors: list[str]
-    unserved: Annotated[list[str], msgspec.Meta(description="its actors that no worker has")]
+    unserved: Annotated[list[str], msgspec.Meta(description="actors of the queue that no worker has")]
     pending: Annotated[int, msgspec.Meta(description="items of open jobs that wait as rows")]
     ready: Count | None
     unacknowledged: Count | None
-    delayed: Annotated[int | None, msgspec.Meta(description="messages of other programs that wait for a time")]
+    delayed: Annotated[int | None, msgspec.Meta(description="delayed messages of other programs")]
     dead: Annotated[int | None, msgspec.Meta(description="dead letters")]
     consumers: Count | None
 
@@ -357,21 +359,21 @@ class DeadLetter(Answer):
     actor: str | None
     job: int | None
     item: int | None
-    reason: Annotated[str | None, msgspec.Meta(description="RabbitMQ's word for why, as `rejected`")]
+    reason: Annotated[str | None, msgspec.Meta(description="RabbitMQ's reason, such as `rejected`")]
     error: str | None
     died_at: Time | None
-    body: Annotated[str, msgspec.Meta(description="the beginning of its body")]
+    body: Annotated[str, msgspec.Meta(description="the first part of its body")]
 
 
 class Moved(Answer):
-    """How many dead letters were put back, and how many are left."""
+    """The number of dead letters that were moved back, and the number that is left."""
 
     put_back: Count
     left: Count
 
 
 class Token(Answer):
-    """A token, by which somebody is admitted. A session is a browser that is logged in; a share token reads one job."""
+    """A token that gives access. A session is a logged-in browser; a share token reads one job."""
 
     id: int
     kind: Literal["api", "link", "session", "share"]
@@ -386,24 +388,24 @@ class Token(Answer):
 
 
 class MadeToken(Token):
-    """A token that was made just now, with its secret, which is not shown again."""
+    """A new token with its secret, which is not shown again."""
 
     token: str
 
 
 def _page(name: str, said: str, **rows: Any) -> type[msgspec.Struct]:
-    """The type of a part of a list: its rows, and the start of the next part."""
+    """Return the type of one page of a list: its rows, and the start of the next page."""
     fields = [*rows.items(), ("next", Cursor)]
     return msgspec.defstruct(name, fields, bases=(Answer,), namespace={"__doc__": said}, kw_only=True)
 
 
 Jobs = _page("Jobs", "A page of jobs.", jobs=list[Job])
 Items = _page("Items", "A page of items.", items=list[Item])
-Errors = _page("Errors", "The errors of a job in groups.", errors=list[ErrorGroup])
+Errors = _page("Errors", "The error groups of a job.", errors=list[ErrorGroup])
 Actions = _page("Actions", "A page of a job's history, the latest action first.", actions=list[Action])
-Lanes = _page("Lanes", "Lanes of a job, fifty at most.", lanes=list[Lane])
+Lanes = _page("Lanes", "Lanes of a job, at most 50.", lanes=list[Lane])
 Callbacks = _page(
-    "Callbacks", "The callbacks of the ends of a job, those of the latest end first.", callbacks=list[Callback]
+    "Callbacks", "The callbacks of a job, those of its latest end first.", callbacks=list[Callback]
 )
 Workers = _page("Workers", "A page of worker processes, the latest first.", workers=list[Worker])
 DeadLetters = _page("DeadLetters", "The oldest dead letters of a queue.", dead_letters=list[DeadLetter])

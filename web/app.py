@@ -24,7 +24,7 @@ from callboard.web.pages.pages import PAGES
 from callboard.web.problems import HANDLERS
 from callboard.web.submitter import Submitter
 
-#: A path with a slash too many is unknown, as the OpenAPI document says: no redirect to a host that the request names.
+#: A path with an extra slash is unknown, as the OpenAPI document says: a redirect would go to the request's host name.
 API = Router(routes_of((*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))), redirect_slashes=False)
 ROUTES = [
     *routes_of(PAGES),
@@ -46,19 +46,19 @@ def create_app(
 ) -> Starlette:
     """An app for the database at `url` (None: DATABASE_URL, read at the first request).
 
-    It admits a sender with a token (`callboard token create`), and browsers by its login page; or, if it is
-    `open_to_everyone`, anybody. /healthz, /readyz and /static need no login.
+    It admits senders with a token (`callboard token create`), and browsers by its login page. With `open_to_everyone`
+    it admits everybody. /healthz, /readyz and /static need no login.
 
-    `authenticate(request)`, async or not, is another login instead: it returns the `callboard.Identity` of the sender,
-    None to refuse the request (the answer is 401), or a Response, which is sent; an HTTPException that it raises is
-    answered as such. After anything else the request is refused with 500.
+    `authenticate(request)`, async or not, replaces this login. It returns the `callboard.Identity` of the sender, None
+    to refuse the request (the answer is 401), or a Response, which is sent. An HTTPException that it raises is the
+    answer. With any other value the request is refused with 500.
 
-    `hosts` are the host names that the app answers to (None: any); where it is open they keep other sites' pages from
-    reading it through a browser on its machine. The app may be mounted in another one, whose lifespan does not run this
-    one's: it opens its pool at the first request. Raises ValueError for an app that is open and has a login, and
-    TypeError for arguments of other types.
+    `hosts` are the host names that the app accepts (None: any). For an open app they prevent pages of other sites from
+    reading it through a browser on its machine. A mounted app gets no lifespan events, so the app opens its pool at the
+    first request. Raises ValueError for an app that is open and has a login, and TypeError for arguments of other
+    types.
     """
-    if not isinstance(open_to_everyone, bool):  # a text like "false" would open it
+    if not isinstance(open_to_everyone, bool):  # a text like "false" is truthy and would open the app
         raise TypeError(f"open_to_everyone must be True or False, not {open_to_everyone!r:.100}")
     if not (authenticate is None or callable(authenticate)):
         raise TypeError(f"authenticate must be a function, or None, not {authenticate!r:.100}")
@@ -86,5 +86,5 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.database, app.state.login, app.state.submitter = database, own, submitter
-    app.state.events = WeakKeyDictionary()  # what is watched, in each event loop that serves the app
+    app.state.events = WeakKeyDictionary()  # `Events` by event loop
     return app

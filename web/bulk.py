@@ -1,4 +1,4 @@
-"""The endpoint that does something to many jobs: to those of a filter, or to those that are named."""
+"""The endpoint that applies an action to many jobs: to those of a filter, or to those with given ids."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,23 +18,23 @@ from callboard.web.answers import BulkAction, Refusal
 from callboard.web.endpoint import Call
 from callboard.web.parameters import IDS, After, NoQuery, Refused
 
-#: Seconds after which a request takes no further job: the answer says where the next one goes on.
+#: Seconds after which a request starts no further job: the answer says where the next request continues.
 WORK_SECONDS = 2.0
-#: Jobs that are read at once.
+#: Jobs that one query reads.
 PAGE_JOBS = 100
-#: Refused jobs that an answer names; it counts the others.
+#: Maximum number of refused jobs that an answer lists; it counts the others.
 NAMED_REFUSALS = 100
 
-#: Jobs that are named.
+#: Ids of jobs.
 Ids: TypeAlias = Annotated[
     list[Annotated[int, msgspec.Meta(ge=0, le=IDS)]], msgspec.Meta(min_length=1, max_length=1_000)
 ]
 
 
 class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An action on many jobs: on those of a `filter`, or on those with these `ids`.
+    """An action on many jobs: those of a `filter`, or those with these `ids`.
 
-    `reason`: of a cancellation. `states`: of the items to retry, if not those that failed.
+    `reason` belongs to `cancel`. `states` belongs to `retry`: the items to retry; default: the failed items.
     """
 
     action: Literal["cancel", "pause", "resume", "retry", "delete"]
@@ -47,14 +47,14 @@ class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 async def act(call: Call[NoQuery, ManyJobs]) -> BulkAction:
-    """Do something to many jobs, the newest first, each in a transaction of its own.
+    """Apply an action to many jobs, the newest first, each in its own transaction.
 
-    A request works for two seconds; `next` is the `after` of the request that goes on. `dry_run` changes nothing: it
-    says how many jobs and items this would concern.
+    A request works for two seconds; `next` is the `after` of the request that continues. `dry_run` changes nothing and
+    returns the numbers of jobs and items that would change.
     """
     body = call.body
     if (body.filter is None) == (body.ids is None):
-        raise Refused(400, "give either filter or ids: to which jobs this is done", code="filter")
+        raise Refused(400, "give either filter or ids to choose the jobs", code="filter")
     wanted = None if body.filter is None else jobs.seen(call, body.filter)
     if body.filter is not None and not body.filter.read().given:
         raise Refused(400, "the filter is empty, which selects all jobs: give at least one condition", code="filter")
@@ -100,7 +100,7 @@ def _try(
 def _each(
     conn: Conn, by: Requester, ids: list[int] | None, wanted: JobFilter | None, before: int | None
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """Yield the jobs, the newest first, each with where to go on behind it: its id, or None for the last."""
+    """Yield the jobs, the newest first, each with the cursor after it: its id, or None for the last job."""
     if ids is not None:
         left = sorted({one for one in ids if before is None or one < before}, reverse=True)
         for one in left:

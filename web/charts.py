@@ -1,4 +1,4 @@
-"""Endpoints that a job's page draws from: samples over time, lanes, and a recount."""
+"""Endpoints with the data of a job's page: samples over time, lanes, and a recount."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from callboard.web.endpoint import Call, NoBody
 from callboard.web.jobs import page
 from callboard.web.parameters import NoQuery
 
-LONG = "a recount of a job of so many items takes longer than 5 s"
-#: Marks of a chart at most, the latest.
+LONG = "a recount of a job with so many items takes longer than 5 s"
+#: Maximum number of marks in a chart: the latest ones.
 MARKS = 100
 
 
 async def samples(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """Get how a job went: at most 202 points over its run, and what was done to it as marks.
+    """Get the progress of a job over time: at most 202 points, and its actions as marks.
 
-    `rate` is in items per second since the point before. While nothing moved there is no point.
+    `rate` is in items per second since the previous point. A period without progress has no points.
     """
     points = await call.read(queries.samples(call.job))
     marks, _ = await call.read(queries.actions(call.job, limit=MARKS))
@@ -28,12 +28,12 @@ async def samples(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
 
 
 async def lanes(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """List lanes of a job, fifty at most: those with most items in flight first."""
+    """List at most 50 lanes of a job, those with the most items in flight first."""
     return await page(call, "lanes", await call.read(queries.lanes(call.job)))
 
 
 async def verify(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """Recount a job from its items and compare; every `drift` is a bug."""
+    """Recount a job from its items and compare the counts; every `drift` is a bug."""
     await call.find_job(call.job)
     try:
         return await call.read(queries.verify(call.job))

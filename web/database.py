@@ -1,4 +1,4 @@
-"""The web app's connections. Its pool opens at the first use: nobody runs the lifespan of a mounted app."""
+"""The web app's connections. The pool opens at its first use, because a mounted app gets no lifespan events."""
 
 import asyncio
 import time
@@ -14,21 +14,22 @@ from callboard.sql.reads.queries import Query, arun
 
 T = TypeVar("T")
 
-#: The most connections; a read holds one for a millisecond or two.
+#: Maximum number of connections; a read uses one for a millisecond or two.
 CONNECTIONS = 6
-#: How many of them change jobs, and how many store items: a change may wait for locks, and a read must not wait for it.
+#: How many of them change jobs, and how many store items. They are separate because a change may wait for locks, and #:
+#: reads must not wait for it.
 WRITERS, SUBMITTERS = 2, 2
-#: Seconds that a request waits for a connection before it is answered with 503, and that a read waits further while
-#: the database answers others: in a burst of reads on a busy machine.
+#: Seconds for which a request waits for a connection before the answer is 503; and for which a read waits if the #:
+#: database answers other reads meanwhile, as in a burst of reads on a busy machine.
 WAIT_SECONDS, BUSY_SECONDS = 3.0, 12.0
 
 
 class Busy(OperationalError):
-    """Other changes hold every connection that makes changes."""
+    """All connections for changes are in use."""
 
 
 class Database:
-    """Reads through a pool of the running event loop; a request on another loop gets a new pool."""
+    """Reads and writes for requests. Each event loop gets a pool of its own."""
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -37,16 +38,16 @@ class Database:
         self._closer: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._writers = asyncio.Semaphore(WRITERS)
-        self._answered = 0.0  # when a read was last done, by the monotonic clock
+        self._answered = 0.0  # the end of the last successful read, by the monotonic clock
 
     async def read(self, query: Query[T]) -> T:
-        """Run a query. Raises NotConfigured, psycopg's QueryCanceled for one that takes too long, and OperationalError
-        where there is no database.
+        """Run a query. Raises NotConfigured, QueryCanceled if it takes too long, and OperationalError if the database
+        can't be reached.
         """
         return await self.read_together(lambda conn: arun(conn, query))
 
     async def read_together(self, work: Callable[[AsyncConn], Awaitable[T]]) -> T:
-        """Call what runs several queries, in one transaction: again if the connection breaks. It raises as `read`."""
+        """Run several queries in one transaction. Retries once if the connection breaks. Raises as `read`."""
         pool = await self.pool()
         try:
             return await self._run(pool, work)
@@ -74,7 +75,7 @@ class Database:
         return found
 
     async def write(self, write: Callable[[Conn], T]) -> T:
-        """Run a write in a thread on a connection of its own: writes are rare, and may take long. Raises Busy."""
+        """Run a write in a thread, on its own connection, because writes are rare and may take long. Raises Busy."""
 
         def run() -> T:
             with connect(database_address(self._url)) as conn:
@@ -92,7 +93,7 @@ class Database:
             self._writers.release()
 
     async def pool(self) -> AsyncPool:
-        """The pool of the running loop; its connections are made in the background. Raises NotConfigured."""
+        """Return the pool of the running loop, which connects in the background. Raises NotConfigured."""
         self._enter_loop()
         async with self._opening:
             if self._pool is None:
@@ -102,14 +103,14 @@ class Database:
             return self._pool
 
     def _enter_loop(self) -> None:
-        """Begin anew on a loop that is not the one of before."""
+        """Reset the state if the running loop is another one than before."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._pool, self._loop = None, loop
             self._opening, self._writers = asyncio.Lock(), asyncio.Semaphore(WRITERS)
 
     async def close(self) -> None:
-        """Close the running loop's pool, if there is one; the next read opens another."""
+        """Close the pool of the running loop, if there is one; the next read opens a new one."""
         closer, self._pool, self._closer = self._closer, None, None
         if closer is not None and self._loop is asyncio.get_running_loop():
             closer.cancel()
@@ -119,8 +120,8 @@ class Database:
 async def _close_at_end(pool: AsyncPool) -> None:
     """Close the pool when this task is cancelled, by `close` or by the end of the event loop.
 
-    The pool's own tasks ignore a cancellation while they connect: without this, the loop of a mounted app would wait
-    for them for ever.
+    The pool's own tasks ignore a cancellation while they connect: without this task, the loop of a mounted app would
+    wait for them forever.
     """
     try:
         await asyncio.Event().wait()

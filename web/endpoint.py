@@ -28,7 +28,7 @@ Q = TypeVar("Q")
 B = TypeVar("B")
 
 
-#: JSON Lines: the handler reads such a body.
+#: JSON Lines: the handler itself reads such a body.
 LINES = "application/x-ndjson"
 
 
@@ -38,9 +38,9 @@ class NoBody(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Q, B]):
-    """A request that may be answered: its sender was asked for, and its parameters are checked.
+    """A request whose sender and parameters are checked.
 
-    `job`: the id in the path, a job that the sender may see; 0 where the path has none.
+    `job`: the id in the path, a job that the sender may see; 0 if the path has none.
     """
 
     request: Request
@@ -48,12 +48,12 @@ class Call(Generic[Q, B]):
     who: Identity
     query: Q
     body: B
-    #: Of an endpoint that reads `together`: the connection that is in its transaction.
+    #: The connection with the open transaction of an endpoint that reads `together`.
     conn: AsyncConn | None = None
 
     @property
     def tenant(self) -> str | None:
-        """The only tenant whose jobs the sender may see; None: all. A handler of several jobs asks for those alone."""
+        """The only tenant whose jobs the sender may see; None: all tenants. Handlers of several jobs filter by it."""
         return self.who.tenant
 
     async def read(self, query: Query[T]) -> T:
@@ -64,14 +64,14 @@ class Call(Generic[Q, B]):
         return answer
 
     async def find_job(self, number: int) -> dict[str, Any]:
-        """The job as the API describes it. Raises HTTPException 404 when there is none with this id."""
+        """Return the job as the API describes it. Raises HTTPException 404 if there is no job with this id."""
         found = await self.read(queries.job(number))
         if found is None:
             raise HTTPException(404, f"there is no job {number}")
         return found
 
     async def write(self, write: Callable[[Conn], T]) -> T:
-        """Run a change of the app's database. Raises HTTPException 422 for nonsense, and NoSuchJob and NotPossible."""
+        """Run a write on the app's database. Raises HTTPException 422 for invalid values, NoSuchJob and NotPossible."""
         try:
             answer: T = await self.request.app.state.database.write(write)
         except ValueError as error:
@@ -80,7 +80,7 @@ class Call(Generic[Q, B]):
 
     @property
     def requester(self) -> Requester:
-        """The author of a change, for the history: the name that the login gave, or else the sender's address."""
+        """The author of a change, for the history: the name from the login, or else the sender's address."""
         address = self.request.client.host if self.request.client else None
         who = address or "" if self.who is access.EVERYONE else self.who.name
         return Requester("http", who, self.tenant, address)
@@ -88,7 +88,7 @@ class Call(Generic[Q, B]):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer with a status and headers of its own. `content`: as other handlers return it."""
+    """An answer with its own status and headers. `content` is the value that other handlers return directly."""
 
     content: Any
     status: int
@@ -99,12 +99,12 @@ class Reply:
 class Endpoint:
     """One method of one path below the API's prefix.
 
-    - `answer`: the type of what the handler returns; None: it returns a Response. `query`, `body`: what it takes.
-    - `scope`: what the sender's login must allow.
-    - `for_all_tenants`: its answer is shared by all tenants, so a sender who sees only one is refused.
-    - `replays`: a request that is repeated by its key is answered with 200.
-    - `shared`: a token to look at the one job in the path admits, too.
-    - `together`: its handler only reads, several times, and does so in one transaction, which spares round trips.
+    - `answer`: the type that the handler returns; None: a Response. `query`, `body`: the types of its input.
+    - `scope`: the scope that the sender's login must have.
+    - `for_all_tenants`: its answer covers all tenants, so a login of one tenant is refused.
+    - `replays`: a request that is repeated with the same key is answered with 200.
+    - `shared`: a share token of the job in the path gives access, too.
+    - `together`: its handler runs several reads in one transaction, which saves round trips.
     """
 
     method: str
@@ -119,10 +119,10 @@ class Endpoint:
     replays: bool = False
     shared: bool = False
     together: bool = False
-    #: The types of its body, and those of its answer if that is not the JSON of `answer`.
+    #: The media types of its body, and those of its answer if that is not the JSON of `answer`.
     consumes: tuple[str, ...] = ("application/json",)
     produces: tuple[str, ...] = ()
-    #: The problems that it may answer with beside those of its kind, by their statuses: see `openapi`.
+    #: Further problems that it may answer with, by status: see `openapi`.
     problems: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -132,12 +132,12 @@ class Endpoint:
 
     @property
     def reads(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether it only reads."""
         return self.method == "GET"
 
     def __post_init__(self) -> None:
         if self.shared and "{job}" not in self.path:
-            raise ValueError(f"{self.path} can't be shared: a token to look at one job is checked by {{job}}")
+            raise ValueError(f"{self.path} can't be shared: a share token is checked against {{job}} in the path")
 
     async def serve(self, request: Request) -> Response:
         """Answer one request."""
@@ -165,9 +165,9 @@ class Endpoint:
         return await call.request.app.state.database.read_together(lambda conn: self.handler(replace(call, conn=conn)))
 
     async def _body(self, request: Request) -> msgspec.Struct | None:
-        """The body; None for lines, which the handler reads as they come. Raises Refused for one that is packed."""
+        """Return the decoded body; None for lines, which the handler streams. Raises Refused for a compressed body."""
         if packing := request.headers.get("content-encoding"):
-            detail = f"the body must not be packed, and its Content-Encoding is {packing[:40]}: send it as it is"
+            detail = f"the body must not be compressed: send it without Content-Encoding {packing[:40]}"
             raise parameters.Refused(415, detail, code="media_type")
         if parameters.media_type(request) == LINES and LINES in self.consumes:
             return None
@@ -175,8 +175,8 @@ class Endpoint:
 
 
 class EndpointsOfPath:
-    """ASGI app of the endpoints of one path, by their methods. Raises HTTPException 405 for another method, with all of
-    theirs in `Allow`: a route for each method would name only those of the first.
+    """ASGI app of the endpoints of one path, by method. Raises HTTPException 405 for other methods, with all known ones
+    in `Allow`; with a route for each method, Starlette would name only the methods of the first route.
     """
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
@@ -194,16 +194,16 @@ class EndpointsOfPath:
 
 
 def routes_of(endpoints: Iterable[Endpoint]) -> list[Route]:
-    """The routes of endpoints: one for each path."""
+    """Return the routes of endpoints, one for each path."""
     of_path: dict[str, dict[str, Endpoint]] = {}
     for one in endpoints:
         of_path.setdefault(one.path, {})[one.method] = one
-    # `{` sorts behind letters, so /jobs/counts comes before /jobs/{job}, which would take it for an id.
+    # `{` sorts after letters, so /jobs/counts comes before /jobs/{job}, which would take `counts` for an id.
     return [Route(path, EndpointsOfPath(of_path[path])) for path in sorted(of_path)]
 
 
 def _conditional(request: Request, answer: Response) -> Response:
-    """The answer with its ETag, or a 304 if the sender has it already."""
+    """Return the answer with its ETag, or 304 if the sender already has it."""
     tag = etag(bytes(answer.body))
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
@@ -214,5 +214,5 @@ def _conditional(request: Request, answer: Response) -> Response:
 
 
 def etag(body: bytes) -> str:
-    """The ETag of an answer; it is weak, since the body may be sent packed."""
+    """Return the ETag of an answer; it is weak, because the body may be sent compressed."""
     return f'W/"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'

@@ -30,7 +30,7 @@ def _post(scope: str, path: str, handler: Any, answer: Any, **more: Any) -> Endp
     return Endpoint("POST", path, handler, answer, scope=scope, **more)
 
 
-#: The types of a body of items.
+#: The media types of a body of items.
 _ITEMS = ("application/json", LINES)
 
 ENDPOINTS: list[Endpoint] = [
@@ -78,10 +78,10 @@ ENDPOINTS: list[Endpoint] = [
     _get("/tokens", tokens.tokens, answers.Tokens, query=Page, scope="admin"),
     _post(
         "admin", "/tokens", tokens.create, answers.MadeToken, body=tokens.NewToken, status=201,
-        problems={404: "There is no such job, or not for this login."},
+        problems={404: "There is no such job, or this login may not see it."},
     ),
     Endpoint("DELETE", "/tokens/{token}", tokens.revoke, None, scope="admin", status=204),
 ]  # fmt: skip
 
-#: Outside of the API: Prometheus asks for it at the root.
+#: Outside of the API, because Prometheus reads it at the root.
 METRICS = Endpoint("GET", "/metrics", metrics.metrics, None, for_all_tenants=True)

@@ -1,7 +1,7 @@
-"""Server-sent events: a job, or a page of jobs, and then each change of it.
+"""Server-sent events: a job, or a page of jobs, and then each of its changes.
 
-One task of an event loop reads what is watched there, however many watch it. A change is encoded once, and a watcher
-that is behind gets only the latest.
+One task per event loop reads each watched topic, however many watchers it has. A change is encoded once. A slow watcher
+gets only the latest change.
 """
 
 import asyncio
@@ -35,19 +35,19 @@ from callboard.web.problems import HANDLED, Problem, encode, problem_of
 
 log = logging.getLogger("callboard.web")
 
-#: Seconds between two looks at what is watched, and without news until an event says that the connection lives: by it
-#: both ends see one that is lost, and a browser one that a proxy keeps.
+#: Seconds between two reads of the topics; and seconds without news after which `alive` is sent. By `alive` both ends
+#: #: notice a broken connection, and a browser notices a proxy that buffers.
 LOOK_SECONDS, ALIVE_SECONDS = 0.5, 15.0
-#: Seconds between two questions to the login whether a watcher may go on.
+#: Seconds between two checks of a watcher's login.
 LOGIN_SECONDS = 60.0
-#: The age in seconds of what a new watcher gets first, at most.
+#: Maximum age in seconds of the first event of a new watcher.
 FRESH_SECONDS = 1.0
-#: Jobs that one query reads, and watchers that are woken, before other requests have their turn.
+#: Jobs that one query reads, and watchers that are woken, before the event loop runs other tasks.
 JOBS_AT_ONCE, WATCHERS_AT_ONCE = 50, 10
 
 TYPES = ("text/event-stream",)
 START = b"retry: 2000\n\n"
-HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}  # a proxy keeps and packs nothing
+HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}  # no proxy buffers or compresses
 
 
 def _event(name: str, data: bytes, tag: str = "") -> bytes:
@@ -57,12 +57,12 @@ def _event(name: str, data: bytes, tag: str = "") -> bytes:
 
 #: The event of a stream without news.
 ALIVE = _event("alive", b"{}")
-#: The last event for a watcher whom the login does not let in any more.
+#: The last event for a watcher whose login is no longer valid.
 NOT_ANY_MORE = _event("problem", bytes(Problem(401, access.NOT_ANY_MORE).body))
 
 
 class Topic:
-    """Something that is watched: what a watcher gets first, what it gets at the latest change, and who watches."""
+    """A watched job or list: the first event of a new watcher, the event of the latest change, and the watchers."""
 
     def __init__(self, query: Query[Any]) -> None:
         self.query = query
@@ -76,21 +76,21 @@ class Topic:
         self.watchers: set[asyncio.Event] = set()
 
     def event(self, seen: int) -> bytes:
-        """Return the event for a watcher that has seen this version; 0: none."""
+        """Return the next event for a watcher that has seen version `seen`; 0: it has seen none."""
         if not seen:
             return self.whole + self.problem
         return self.problem or (self.change if self.version == seen + 1 else self.resync())
 
     def resync(self) -> bytes:
-        """Return the event for a watcher that has missed a change."""
+        """Return the event for a watcher that has missed changes."""
         return self.whole
 
     def describe(self, found: Any) -> None:
-        """Encode what was read."""
+        """Encode the result of the query."""
         raise NotImplementedError
 
     async def update(self, found: Any) -> None:
-        """Take what was read just now, and wake the watchers if it differs."""
+        """Store a new result of the query, and wake the watchers if it differs from the last one."""
         self.read_at = time.monotonic()
         if self.problem or not self.version or found != self.found:
             self.describe(found)
@@ -100,7 +100,7 @@ class Topic:
             await self._announce()
 
     async def fail(self, problem: bytes) -> None:
-        """Take the problem that kept it from being read, and wake the watchers if it is another one."""
+        """Store the problem of a failed read, and wake the watchers if it is a new one."""
         if problem != self.problem:
             self.problem = problem
             await self._announce()
@@ -121,7 +121,7 @@ class JobTopic(Topic):
         self.number = number
 
     def describe(self, found: dict[str, Any] | None) -> None:
-        """Encode the job, and its end."""
+        """Encode the job, and the end of the stream if the job ended or is deleted."""
         self.over = found is None or found["state"] in JOB_FINAL
         if found is None:
             self.tag, self.whole = "", _event("gone", encode({"id": self.number}))
@@ -135,10 +135,10 @@ class JobTopic(Topic):
 
 
 class ListTopic(Topic):
-    """A page of jobs: `order` of each event has the ids of the page, `jobs` the rows that changed, or all of them."""
+    """A page of jobs. In each event `order` has the ids of the page, and `jobs` the changed rows, or all rows."""
 
     def describe(self, found: Page) -> None:
-        """Encode the page, and what changed on it."""
+        """Encode the page, and its changes."""
         rows, following = found
         known = {row["id"]: row for row in self.found[0]} if self.found else {}
         changed = [row for row in rows if known.get(row["id"]) != row]
@@ -151,12 +151,12 @@ class ListTopic(Topic):
         self.change = _event("jobs", _with_order(part, order), self.tag)
 
     def resync(self) -> bytes:
-        """The whole page."""
+        """Return the event with the whole page."""
         return self.whole.replace(b"event: jobs\n", b"event: resync\n", 1)
 
 
 class Events:
-    """The topics of one event loop, and the task that reads them while somebody watches."""
+    """The topics of one event loop, and the task that reads them while they have watchers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -166,11 +166,11 @@ class Events:
 
     @property
     def watchers(self) -> int:
-        """How many watch."""
+        """The number of watchers."""
         return sum(len(topic.watchers) for topic in self._topics.values())
 
     async def topic(self, key: Hashable, new: Topic) -> Topic:
-        """Return the topic of this key, read a second ago at most; `new` if there is none. Raises as its query does."""
+        """Return the topic with this key, or else `new`, read within the last second. Raises as its query does."""
         topic = self._topics.setdefault(key, new)
         async with topic.loading:
             if time.monotonic() - topic.read_at > FRESH_SECONDS:
@@ -178,7 +178,7 @@ class Events:
         return topic
 
     async def stream(self, request: Request, topic: Topic, known: str | None) -> AsyncGenerator[bytes]:
-        """Yield the events for one watcher, who has the version with the tag `known` already."""
+        """Yield the events for one watcher. `known`: the tag of the version that it already has, or None."""
         news, asked_at = asyncio.Event(), time.monotonic()
         topic.watchers.add(news)
         if self._task is None or self._task.done():
@@ -199,7 +199,7 @@ class Events:
                     yield ALIVE
                 if time.monotonic() - asked_at > LOGIN_SECONDS:
                     asked_at = time.monotonic()
-                    with suppress(psycopg.OperationalError):  # the login may ask a database, too
+                    with suppress(psycopg.OperationalError):  # the login may use a database, too
                         if not await access.is_still_admitted(request):
                             yield NOT_ANY_MORE
                             return
@@ -216,7 +216,7 @@ class Events:
             began = time.monotonic()
             await self._look([topic for topic in watched if not topic.over])
             took = time.monotonic() - began
-            await asyncio.sleep(max(LOOK_SECONDS - took, took))  # to look must not take more than half of the time
+            await asyncio.sleep(max(LOOK_SECONDS - took, took))  # reading takes at most half of the time
 
     async def _look(self, watched: Sequence[Topic]) -> None:
         jobs = [topic for topic in watched if isinstance(topic, JobTopic)]
@@ -225,7 +225,7 @@ class Events:
         for part in parts:
             try:
                 await self._read(part)
-            except Exception as error:  # noqa: BLE001 - the watchers learn of it
+            except Exception as error:  # noqa: BLE001 - the watchers get it
                 problem = await _problem(error)
                 away = isinstance(error, PoolTimeout)
                 for topic in watched if away else part:
@@ -261,7 +261,7 @@ async def jobs(call: Call[JobQuery, NoBody]) -> Response:
 def _answer(call: Call[Any, NoBody], topic: Topic) -> Response:
     known = call.request.headers.get("last-event-id")
     if topic.over and known == topic.tag:
-        return Response(status_code=204)  # else a browser would connect again for ever
+        return Response(status_code=204)  # else a browser would reconnect forever
     if call.request.method == "HEAD":
         return Response(media_type=TYPES[0], headers=HEADERS)
     stream = _events(call).stream(call.request, topic, known)
@@ -275,18 +275,18 @@ def _events(call: Call[Any, Any]) -> Events:
 
 
 def _with_order(body: bytes, order: bytes) -> bytes:
-    """A page of jobs with the ids of the page."""
+    """Return the page of jobs with the ids of the page added."""
     return b'{"order":' + order + b"," + body[1:]
 
 
 async def _problem(error: Exception) -> bytes:
-    """The event that tells what the API answers to this error."""
+    """Return the event with the API's answer to this error."""
     if not isinstance(error, HANDLED):
-        log.error("the watched jobs can't be read", exc_info=error)
+        log.error("can't read the watched jobs", exc_info=error)
     return _event("problem", bytes((await problem_of(None, error)).body))
 
 
 def _server_stops() -> bool:
-    """Whether uvicorn was asked to stop. It waits for open answers, and does not say it to an app before they end."""
+    """Return whether uvicorn was asked to stop. It waits for open answers, and informs an app only after they end."""
     handler = signal.getsignal(signal.SIGTERM)
     return getattr(getattr(handler, "__self__", None), "should_exit", False) is True

@@ -11,12 +11,12 @@ from callboard.sql.states import ItemState
 from callboard.web.endpoint import LINES, Call, NoBody
 from callboard.web.items import Error
 
-#: The types of the formats.
+#: The media types of the formats.
 TYPES = {"csv": "text/csv", "ndjson": LINES}
 
 
 class ExportQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items, and how: all of them, or those for which all that is given holds."""
+    """Which items, and the format. Without a filter all items; else the items that match all given filters."""
 
     format: Literal["csv", "ndjson"] = "ndjson"
     state: ItemState | None = None
@@ -26,8 +26,8 @@ class ExportQuery(msgspec.Struct, forbid_unknown_fields=True):
 async def export(call: Call[ExportQuery, NoBody]) -> Response:
     """Export a job's items with arguments, results and errors.
 
-    They are read page by page while they are sent: what ends meanwhile may be in it or not. Of a job of stages all
-    items are sent, stage by stage. A stream that breaks off has no proper end.
+    The items are streamed page by page; an item that ends meanwhile may or may not be included. For a job of stages,
+    the items of all stages are sent, stage by stage. An interrupted stream has no regular end of chunked encoding.
     """
     found = await call.find_job(call.job)
     jobs = [stage["job"] for stage in found["stages"]] or [call.job]
@@ -53,7 +53,7 @@ async def _stream(call: Call[ExportQuery, NoBody], jobs: Sequence[int]) -> Async
                     whole.append(item)
                     continue
                 found = await call.read(query)
-                yield write([*whole, found or item])  # a large item: it is not kept until others are read
+                yield write([*whole, found or item])  # a large item is sent before others are read, to save memory
                 whole = []
             if whole:
                 yield write(whole)

@@ -1,4 +1,4 @@
-"""Probes: whether the process answers, and whether its database and broker do."""
+"""Probes: whether the process answers, and whether its database and its broker answer."""
 
 import asyncio
 import logging
@@ -16,20 +16,20 @@ from callboard.sql.reads import queries
 from callboard.sql.settings import NotConfigured
 from callboard.web.problems import BEHIND, UNREACHABLE, Json, Problem
 
-#: Why is only logged, since a probe has no login; and not at each probe, of which anybody may send many.
+#: The reason is only logged, because a probe has no login; and not at each probe, because anybody may send many.
 _log_outage = OutageLog(logging.getLogger("callboard.web"), "the broker does not answer: %s")
 
-#: Seconds that an answer waits for the broker: fewer than the five of the probe in docs/kubernetes.md. The question may
-#: take longer, as while no name server answers, and goes on.
+#: Seconds for which an answer waits for the broker: less than the 5 s of the probe in docs/kubernetes.md. The check #:
+#: itself may take longer, for example while no name server answers, and continues.
 BROKER_SECONDS = 4.0
 
 OK = "ok"
-UNASKED = "not asked, since AMQP_URL is not set"
+UNASKED = "not checked, because AMQP_URL is not set"
 CLOSED = (
-    "no node of AMQP_URL lets this app in: check that RabbitMQ runs, and the address and the login in AMQP_URL; the "
+    "no node of AMQP_URL accepts this app: check that RabbitMQ runs, and the address and the login in AMQP_URL; the "
     "app's log says why"
 )
-#: The question to the broker that goes on in an event loop.
+#: The running check of the broker, by event loop.
 _asked: dict[asyncio.AbstractEventLoop, asyncio.Task[str]] = {}
 
 
@@ -39,7 +39,7 @@ async def healthz(_request: Request) -> Json:
 
 
 async def readyz(request: Request) -> Json:
-    """GET /readyz: the database answers and its schema fits this code; a node of AMQP_URL takes a connection."""
+    """GET /readyz: the database answers and its schema fits this code; a node of AMQP_URL accepts a connection."""
     database, broker = await asyncio.gather(_database(request), _broker())
     checks = {"database": database, "broker": broker}
     failed = [f"{name}: {what}" for name, what in checks.items() if what not in (OK, UNASKED)]
@@ -61,8 +61,8 @@ async def _database(request: Request) -> str:
 
 
 async def _broker() -> str:
-    """Ask the broker, or wait for the answer to the probe that asks it already: a question takes a thread, and so many
-    probes as somebody without a login likes to send must not take all of them.
+    """Check the broker, or wait for the check that already runs. A check takes a thread, and any number of probes
+    without a login must not take all threads. Return OK, UNASKED, or why it is not ready.
     """
     loop = asyncio.get_running_loop()
     asked = _asked.get(loop)
@@ -88,7 +88,7 @@ async def _ask_broker() -> str:
 
 
 def _answers(url: str) -> bool:
-    """Whether a node lets this process in."""
+    """Return whether a node accepts this process's login. Logs the reason if not."""
     try:
         with connected(url):
             return True

@@ -12,14 +12,14 @@ from callboard.web import parameters
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import ITEMS, After, Limit, NoQuery
 
-#: A group of errors.
+#: An error group or type.
 Error: TypeAlias = Annotated[
-    str | None, msgspec.Meta(description="items that failed by it: the `id` of a group of errors, or a type")
+    str | None, msgspec.Meta(description="items that failed with it: the `id` of an error group, or a type")
 ]
 
 
 class ItemFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items: those for which all that is given holds."""
+    """Which items: those that match all given conditions."""
 
     state: ItemState | None = None
     error: Error = None
@@ -37,12 +37,12 @@ async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
     found, following = await call.read(query)
     if not found and (stages := (await call.find_job(call.job))["stages"]):
         there = ", ".join(f"{one['job']} ({one['name']})" for one in stages)
-        raise HTTPException(400, f"job {call.job} has stages, and each has its own items: ask for those of job {there}")
+        raise HTTPException(400, f"job {call.job} has stages with their own items: ask for those of job {there}")
     return {"items": found, "next": parameters.next_page(following, "items")}
 
 
 async def item(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """Get an item whole, with its attempts except a simple success."""
+    """Get an item with all fields, and its attempts, except a plain success."""
     position = parameters.path_number(call.request, "item", ITEMS, f"item of job {call.job}")
     found = await call.read(queries.item(call.job, position))
     if found is None:

@@ -16,10 +16,11 @@ from callboard.web.parameters import After, Limit, NoQuery, Page
 
 
 class JobConditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Which jobs: those for which all that is given holds. The words of `q` say the same in one text.
+    """Which jobs: those that match all given conditions. `q` has the same conditions as one text of search words.
 
-    `name` is a part of the name, case ignored. Times are times with a zone, days, or spans before now like 24h.
-    `standing`: those of plain sends; `stalled`: that do not move; `failing`: that failed, or have items that did.
+    `name` is a part of the name, case ignored. Times are times with a time zone, days, or time spans before now like
+    24h. `standing`: jobs of plain sends; `stalled`: jobs that do not move; `failing`: jobs that failed or have failed
+    items.
     """
 
     q: str | None = None
@@ -37,7 +38,7 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     failing: bool | None = None
 
     def read(self) -> job_filter.JobFilter:
-        """The filter as queries take it. Raises Refused, which names the parameter."""
+        """Return the filter for the queries. Raises Refused, which names the wrong parameter."""
         moments: dict[str, Any] = {}
         for name in job_filter.TIMES.values():
             if text := getattr(self, name):
@@ -58,18 +59,18 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         try:
             return given.also(job_filter.parse_search(self.q or ""))
         except ValueError as error:
-            raise parameters.wrong("q", f"makes no sense: {error}") from None
+            raise parameters.wrong("q", f"is invalid: {error}") from None
 
 
 class JobQuery(JobConditions, kw_only=True):
-    """Which jobs, and which part of their list."""
+    """Which jobs, and which page of their list."""
 
     limit: Limit = parameters.LIMIT
     after: After = None
 
 
 def seen(call: Call[Any, Any], wanted: JobConditions) -> job_filter.JobFilter | None:
-    """The filter of the jobs that the sender may see; None where there can be none."""
+    """Return the filter restricted to the jobs that the sender may see; None if no job can match."""
     found = wanted.read()
     if call.tenant is None:
         return found
@@ -77,10 +78,10 @@ def seen(call: Call[Any, Any], wanted: JobConditions) -> job_filter.JobFilter | 
 
 
 def listing(call: Call[JobQuery, NoBody]) -> Query[item_view.Page]:
-    """The page of jobs that is asked for, of those that the sender may see."""
+    """Return the query for the requested page of the jobs that the sender may see."""
     wanted, before = seen(call, call.query), parameters.cursor(call.query.after, "jobs")
     if wanted is None:
-        wanted, before = job_filter.JobFilter(tenant=call.tenant), 0  # no job has such an id
+        wanted, before = job_filter.JobFilter(tenant=call.tenant), 0  # no job has an id below 0
     return queries.jobs(wanted, before=before, limit=call.query.limit)
 
 
@@ -102,37 +103,37 @@ async def job(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
 
 
 async def errors(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """List the errors of a job in groups; first those by which most items failed."""
+    """List the error groups of a job, those with the most failed items first."""
     found = await call.read(queries.errors(call.job))
     return await page(call, "errors", found)
 
 
 async def error(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """Get a group of a job's errors, with the traceback of its example."""
+    """Get an error group of a job, with the traceback of its example."""
     group = str(call.request.path_params["error"])
     found = await call.read(queries.error(call.job, group)) if is_storable(group) else None
     if found is None:
         raise HTTPException(
-            404, f"there is no group of errors {group[:40]!r} of job {call.job}: GET /jobs/{call.job}/errors lists them"
+            404, f"job {call.job} has no error group {group[:40]!r}: GET /jobs/{call.job}/errors lists its groups"
         )
     return found
 
 
 async def actions(call: Call[Page, NoBody]) -> dict[str, Any]:
-    """List who did what to a job, the latest first."""
+    """List the actions on a job and who did them, the latest first."""
     before = parameters.cursor(call.query.after, "actions")
     found, following = await call.read(queries.actions(call.job, before=before, limit=call.query.limit))
     return await page(call, "actions", found, following)
 
 
 async def callbacks(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """List the callbacks of a job's ends and their deliveries, the latest end first."""
+    """List the callbacks of a job and their deliveries, those of its latest end first."""
     found = await call.read(queries.callbacks(call.job))
     return await page(call, "callbacks", found)
 
 
 async def page(call: Call[Any, Any], rows: str, found: list[Any], following: int | None = None) -> dict[str, Any]:
-    """A page of a job's rows; where there are none, a 404 if there is no such job either."""
+    """Return a page of a job's rows. If it has none, check that the job exists: raises HTTPException 404."""
     if not found:
         await call.find_job(call.job)
     return {rows: found, "next": parameters.next_page(following, rows)}

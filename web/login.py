@@ -1,4 +1,4 @@
-"""The app's own login: tokens for programs, and for browsers a page that opens a session."""
+"""The app's own login: tokens for programs, and a page that opens a session for browsers."""
 
 import asyncio
 import re
@@ -18,23 +18,23 @@ from callboard.web import parameters
 from callboard.web.database import Database
 from callboard.web.templating import JINJA
 
-#: Seconds for which a token that was found is taken for valid without another look: what is revoked ends so much later.
+#: Seconds for which a valid token is cached: a revoked token is accepted for so long.
 KNOWN_SECONDS = 2.0
-#: Tokens that are remembered so at most.
+#: Maximum number of cached tokens.
 KNOWN_TOKENS = 1_000
-#: Characters of a secret, and of where to go after the login, at most.
+#: Maximum number of characters of a secret, and of the page to open after the login.
 SECRET_CHARACTERS, NEXT_CHARACTERS = 100, 1_000
-#: The kinds of token that each of these may hold.
+#: The kinds of token that are accepted in the header, in the cookie, and in the query.
 HEADER, COOKIE, QUERY = ("api", "share"), ("session",), ("share",)
 
-SPENT = "This link was used already, or its time is over. Ask for another one."
-UNKNOWN = "This token is not known here: it may be mistyped, revoked, or its time is over."
-OVER = "The login of this browser is over: it was revoked, or its time is over."
+SPENT = "This link was already used, or has expired. Ask for another one."
+UNKNOWN = "This token is not valid: it is mistyped, revoked or expired."
+OVER = "The login of this browser was revoked, or has expired."
 
 
 class TokenLogin:
-    """Finds the sender of a request by its token. It remembers the answer for KNOWN_SECONDS, so most requests cost no
-    query of their own.
+    """Finds the sender of a request by its token. Valid tokens are cached for KNOWN_SECONDS, so most requests need no
+    query for the login.
     """
 
     def __init__(self, database: Database) -> None:
@@ -43,19 +43,21 @@ class TokenLogin:
         self._noting: dict[int, asyncio.Task[None]] = {}
 
     async def authenticate(self, request: Request) -> Identity | Response | None:
-        """The identity by the bearer token of a request, or by its cookie. Else a browser is sent to the login."""
+        """Return the identity by the bearer token or the cookie of a request; else a redirect to the login for a
+        browser, or None.
+        """
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return await self.find(secret.strip(), HEADER)
         return await self.find(request.cookies.get(cookie(request), ""), COOKIE) or _to_login(request)
 
     async def find(self, secret: str, kinds: tuple[str, ...]) -> Identity | None:
-        """The identity by a secret of one of these kinds; None: it lets nobody in."""
+        """Return the identity of a secret of one of these kinds; None if it is not valid."""
         if not secret.startswith(tokens.PREFIX) or len(secret) > SECRET_CHARACTERS:
             return None
         key = (tokens.digest(secret), kinds)
         until, who = self._known.get(key, (0.0, None))
-        now = time.monotonic()  # before the look, which may take a while
+        now = time.monotonic()  # before the query, which may take a while
         if who is not None and now < until:
             return who
         found = await self._database.read(queries.token(*key))
@@ -71,11 +73,11 @@ class TokenLogin:
         return who
 
     def forget(self) -> None:
-        """Look again at every token."""
+        """Empty the cache of tokens."""
         self._known.clear()
 
     def _note_use(self, number: int) -> None:
-        """Note in the background that a token is used: no request waits for it, or fails with it."""
+        """Record the use of a token in the background: no request waits for this or fails because of it."""
 
         async def note() -> None:
             try:
@@ -89,20 +91,20 @@ class TokenLogin:
 
 
 def cookie(request: Request) -> str:
-    """The name of the session's cookie. Browsers keep cookies by host name alone, and several apps may share one."""
+    """Return the name of the session's cookie. It has port and prefix: browsers keep cookies by host name only."""
     port = re.search(r":(\d+)$", request.headers.get("host", ""))
     return re.sub(r"\W+", "_", f"callboard {port[1] if port else ''}{request.scope.get('root_path', '')}").strip("_")
 
 
 def _to_login(request: Request) -> Response | None:
-    """Send a browser that asks for a page to the login, with where to go from there; None for any other request."""
+    """Return a redirect to the login for a browser that asks for a page, with the way back; None for other requests."""
     path = parameters.path_within(request)
     if request.method not in ("GET", "HEAD") or "text/html" not in request.headers.get("accept", ""):
         return None
     if path.startswith("/api/"):
         return None
     wanted = path.lstrip("/") + (f"?{request.url.query}" if request.url.query else "")
-    # Relative, since a proxy may have taken a prefix away.
+    # Relative, because a proxy may have stripped a prefix.
     login = "../" * (path.count("/") - 1) + "login"
     if 0 < len(wanted) <= NEXT_CHARACTERS:
         login += f"?next={quote(wanted, safe='')}"
@@ -146,8 +148,8 @@ async def logout(request: Request) -> Response:
 
 
 def _is_opened_by_hand(request: Request) -> bool:
-    """Whether somebody opened this address: not a program that looks where a link leads, nor a browser that fetches it
-    ahead, nor another site's page. These get a page with a button, so that none of them uses the link up.
+    """Return whether a person opened this address, not a link preview, a prefetching browser or another site's page.
+    These get a page with a button, so that they do not use up the link.
     """
     headers = request.headers
     navigated = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-site")) == ("navigate", "none")
@@ -155,7 +157,7 @@ def _is_opened_by_hand(request: Request) -> bool:
 
 
 def _to_page(wanted: str) -> Response:
-    """Go where a sender wanted to. Behind `./` no text leads out of this site."""
+    """Return a redirect to the wanted page. The prefix `./` keeps any text within this site."""
     return RedirectResponse(f"./{wanted[:NEXT_CHARACTERS].lstrip('/')}", 303)
 
 
@@ -165,5 +167,5 @@ def _page(wanted: str, *, link: str = "", wrong: str = "", over: bool = False) -
     return HTMLResponse(text, 401 if wrong else 200, {"WWW-Authenticate": "Bearer"} if wrong else None)
 
 
-#: They need no login, and are there only where the app has its own.
+#: Routes without login, for an app with its own login.
 ROUTES = [Route("/login", login, methods=["GET", "POST"]), Route("/logout", logout, methods=["POST"])]

@@ -1,4 +1,4 @@
-"""Metrics of the database for Prometheus. Counters are sums over rows, so all web processes give the same."""
+"""Metrics of the database for Prometheus. Counters are sums over rows, so all web processes report the same values."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,34 +13,34 @@ from callboard.sql.states import JOB_STATES
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import NoQuery
 
-#: The counters of items by what they count, and what they are.
+#: The counters of items: column and help text.
 COUNTERS = {
-    "retries": "Attempts that failed and were given another.",
-    "crashes": "Deaths of workers that were charged to items.",
+    "retries": "Failed attempts that were retried.",
+    "crashes": "Worker deaths that were charged to items.",
 }
-#: The numbers of the one row of all, and what they are; the times are 0 where nothing waits.
+#: The gauges from the one row of facts: column, name and help text. Times are 0 if nothing waits.
 FACTS = {
-    "oldest_pending": ("oldest_pending_job_seconds", "Age of the oldest job that may start and of which nothing has."),
-    "publish_delay": ("publish_delay_seconds", "How long the oldest message that is due waits for a publisher."),
-    "heartbeat_age": ("worker_heartbeat_age_seconds", "Age of the oldest heartbeat of a worker that did not end."),
-    "sweep_overdue": ("sweep_overdue_seconds", "How long ago the lease of the sweep lapsed; below 0: it holds."),
-    "workers": ("workers", "Worker processes that are alive."),
+    "oldest_pending": ("oldest_pending_job_seconds", "Age of the oldest job that may start but has not."),
+    "publish_delay": ("publish_delay_seconds", "How long the oldest due message has been waiting for a publisher."),
+    "heartbeat_age": ("worker_heartbeat_age_seconds", "Age of the oldest heartbeat of a worker that has not ended."),
+    "sweep_overdue": ("sweep_overdue_seconds", "Seconds since the lease of the sweep expired; negative: it is valid."),
+    "workers": ("workers", "Living worker processes."),
     "threads": ("worker_threads", "Their threads."),
-    "held": ("worker_held_items", "Items that they run or have prefetched."),
+    "held": ("worker_held_items", "Items that workers run or have prefetched."),
 }
 
 
 class DatabaseMetrics(Collector):
-    """The rows that were read, as metrics."""
+    """Rows of the database as metrics."""
 
     def __init__(self, items: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], watchers: int) -> None:
         self.items, self.facts, self.watchers = list(items), facts, watchers
 
     def collect(self) -> Iterable[Metric]:
-        """All of them."""
+        """Yield all metrics."""
         names = ["actor", "queue"]
         ended = CounterMetricFamily(
-            "callboard_items_ended", "Items that ended, each time that they did.", labels=[*names, "state"]
+            "callboard_items_ended", "Items that ended; a retried item counts at each end.", labels=[*names, "state"]
         )
         still = GaugeMetricFamily("callboard_items_open", "Items that have not ended.", labels=[*names, "state"])
         counters = {
@@ -54,7 +54,7 @@ class DatabaseMetrics(Collector):
                 still.add_metric([*labels, state], row[state])
             for name, counter in counters.items():
                 counter.add_metric(labels, row[name])
-        jobs = GaugeMetricFamily("callboard_jobs", "Jobs that there are.", labels=["state"])
+        jobs = GaugeMetricFamily("callboard_jobs", "Jobs by state.", labels=["state"])
         for state in JOB_STATES:
             jobs.add_metric([state], (self.facts["jobs"] or {}).get(state, 0))
         yield from (jobs, still, ended, *counters.values())

@@ -1,4 +1,4 @@
-"""A job as a request describes it, and the making of its rows."""
+"""A job as a request describes it, and the creation of its rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from callboard.web.answers import Anything
 from callboard.web.endpoint import Call
 from callboard.web.parameters import Refused
 
-#: Runs a write.
+#: A function that runs a write on a connection.
 Write = Callable[[Callable[[Conn], Any]], Any]
 Callbacks = str | list[str] | None
 Items = Annotated[
@@ -27,7 +27,7 @@ Items = Annotated[
 ]
 Chunk = Annotated[
     int | None,
-    msgspec.Meta(description="the most items that one message carries; null: by the time that the actor takes"),
+    msgspec.Meta(description="maximum number of items in one message; null: by the actor's mean duration"),
 ]
 
 
@@ -70,19 +70,19 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     on_complete: Callbacks = None
     on_fail: Callbacks = None
     on_cancel: Callbacks = None
-    skip_bad: Annotated[bool, msgspec.Meta(description="leave out items that are wrong")] = False
+    skip_bad: Annotated[bool, msgspec.Meta(description="skip invalid items")] = False
     open: Annotated[bool, msgspec.Meta(description="the job takes more items until it is sealed")] = False
 
     @property
     def first_items(self) -> list[Any] | None:
-        """The items in the body: the job's, or its first stage's."""
+        """The items in the body: those of the job, or of its first stage."""
         return self.items if self.stages is None else self.stages[0].items
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A job that was made, or found by its key; the submission of its items, or of those of its first stage; what
-    arguments their actor takes, None if nobody knows; and by what each item has a lane, None for stages.
+    """A job that was made, or found by its key; the submission of its items, or of those of its first stage; the
+    signature of their actor, None if unknown; and the argument that sets an item's lane, None for stages.
     """
 
     job: int
@@ -92,7 +92,7 @@ class Made:
 
 
 def make(call: Call[Any, Any], write: Write, given: NewJob, key: str | None) -> Made:
-    """Make the rows of a job, without items. Raises Refused, UnknownActor, KeyInUse, and ValueError for nonsense."""
+    """Create the rows of a job, without items. Raises Refused, UnknownActor, KeyInUse; ValueError for bad values."""
     limits = _limits(given)
     options = {
         "key": key, "tenant": _tenant(call, given.tenant), "metadata": given.metadata,
@@ -142,8 +142,8 @@ def _make_stages(call: Call[Any, Any], write: Write, given: NewJob, options: dic
 
 
 def _checked_stages(call: Call[Any, Any], given: NewJob) -> tuple[str, list[NewStage]]:
-    """The name of a job of stages, and these. Raises Refused for what such a job does not have, and for makers that the
-    login may not name.
+    """Return the name of a job of stages, and its stages. Raises Refused for fields that such a job does not have, and
+    for a `make` that the login may not use.
     """
     others = {"actor": None, "items": None, "item_key": None, "chunk": None, "open": False}
     for field, nothing in others.items():
@@ -156,7 +156,7 @@ def _checked_stages(call: Call[Any, Any], given: NewJob) -> tuple[str, list[NewS
     if found[0].make is not None or any(stage.items is not None for stage in later):
         raise wrong("stages", "must have items in the first stage only, and no make in it")
     if any(stage.make is not None for stage in later) and ("admin" not in call.who.scopes or call.tenant is not None):
-        said = "make names code that workers of all tenants run: it needs the scope admin, and a login for all tenants"
+        said = "make names code that workers of all tenants run: this needs the scope admin and a login for all tenants"
         raise Refused(403, said, code="scope")
     return given.name, found
 
@@ -178,10 +178,10 @@ def _limits(given: NewJob) -> Limits:
 
 def _tenant(call: Call[Any, Any], given: str | None) -> str:
     if call.tenant is not None and given not in (None, call.tenant):
-        raise Refused(403, "this login submits for its own tenant only: leave tenant out", code="tenant")
+        raise Refused(403, "this login submits for its own tenant only: omit tenant", code="tenant")
     return call.tenant or given or ""
 
 
 def wrong(field: str, why: str) -> Refused:
-    """A field that makes no sense."""
+    """Return the error for an invalid field."""
     return Refused(422, f"{field} {why}", code="field", errors=[{"pointer": f"#/{field}", "detail": why}])

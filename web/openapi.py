@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the endpoints and of the types of what they take and answer."""
+"""The OpenAPI document, built from the endpoints and the types of their input and output."""
 
 import inspect
 import re
@@ -15,30 +15,30 @@ from callboard.web.problems import Json
 
 Schema = dict[str, Any]
 
-#: Where a schema of the document stands.
+#: The reference to a schema in the document.
 SCHEMAS = "#/components/schemas/{name}"
-#: The types of a document, and of a stream of events.
+#: The media types of a document, and of a stream of events.
 JSON, EVENTS = "application/json", "text/event-stream"
-#: The meaning of each problem: of every endpoint, of one with an id in its path, and of a change.
+#: The meaning of problems: of every endpoint, of endpoints with an id in the path, and of changes.
 ALWAYS = {
-    400: "A parameter makes no sense.",
+    400: "A parameter is invalid.",
     401: "The request needs a login.",
     403: "The login does not allow this, or a page of another site sent it.",
-    421: "The app does not answer to this host name.",
-    503: "The database does not answer, or not in time; or too many changes or bodies of lines come at a time.",
+    421: "The app does not accept this host name.",
+    503: "The database does not answer in time, or there are too many changes or streamed bodies at once.",
 }
-OF_A_PATH = {404: "There is no such thing, or not for this login."}
+OF_A_PATH = {404: "There is no such thing, or this login may not see it."}
 OF_A_CHANGE = {
-    408: "The body came too slowly.",
-    409: "This makes no sense in the state that the job is in.",
+    408: "The body arrived too slowly.",
+    409: "This is not possible in the present state of the job.",
     413: "The body is too large.",
     415: "The body has another type.",
-    422: "A field of the body makes no sense.",
+    422: "A field of the body is invalid.",
 }
 
 
 class WrongPart(msgspec.Struct):
-    """A part of a request that makes no sense."""
+    """An invalid part of a request."""
 
     pointer: str
     detail: str
@@ -57,7 +57,7 @@ class Problem(msgspec.Struct):
 
 
 def endpoint(endpoints: Sequence[Endpoint], version: str) -> Endpoint:
-    """The endpoint that serves the document of these endpoints."""
+    """Return the endpoint that serves the document of these endpoints."""
 
     async def openapi(call: Call[NoQuery, NoBody]) -> Response:
         """Get this document."""
@@ -67,7 +67,7 @@ def endpoint(endpoints: Sequence[Endpoint], version: str) -> Endpoint:
 
 
 def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
-    """The document as OpenAPI 3.1 has it."""
+    """Return the OpenAPI 3.1 document."""
     types: set[type[msgspec.Struct]] = {Problem, answers.Trial}
     for one in endpoints:
         types |= {one.query, one.body, *([one.answer] if one.answer else [])}
@@ -94,7 +94,7 @@ def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
                     "type": "apiKey",
                     "in": "cookie",
                     "name": "callboard",
-                    "description": "The cookie of a login. Its name goes on with the port and the prefix of the app.",
+                    "description": "The cookie of a login. Its name also contains the port and the prefix of the app.",
                 },
             },
         },
@@ -112,7 +112,7 @@ def _operation(one: Endpoint, schemas: Schema) -> Schema:
         "responses": _responses(one),
     }
     if not one.reads and one.method != "DELETE":
-        # Of a stream of lines it says nothing.
+        # A stream of lines has no schema.
         bodies = {JSON: _reference(one.body)}
         content = {kind: {"schema": bodies.get(kind, {"type": "string"})} for kind in one.consumes}
         needed = bool(schemas[one.body.__name__].get("required"))
@@ -130,7 +130,7 @@ def _path_parameters(path: str) -> list[Schema]:
 
 
 def _query_parameters(schema: Schema) -> list[Schema]:
-    """The fields of a query. A field of many entries, as `metadata.x`, has no form in OpenAPI but its description."""
+    """Return the fields of a query. OpenAPI can't express a field with many entries, such as `metadata.x`."""
     found = []
     for name, field in schema.get("properties", {}).items():
         said = {key: value for key, value in field.items() if key != "description"}
@@ -157,20 +157,20 @@ def _responses(one: Endpoint) -> Schema:
     if content:
         done[str(one.status)]["content"] = content
     if one.replays:
-        before = {"description": "It was done before, by a request with this key."}
+        before = {"description": "An earlier request with this key has done it."}
         done["200"] = {**done[str(one.status)], **before}
     if issubclass(one.query, parameters.DryRun):
         done["200"] = _done_or_tried(one)
     if one.reads and one.answer is not None:
-        done["304"] = {"description": "The answer is the one whose ETag the request has."}
+        done["304"] = {"description": "The answer has not changed since the ETag of the request."}
     if EVENTS in content:
-        done["204"] = {"description": "The job is over, and `Last-Event-ID` says that its end is known."}
+        done["204"] = {"description": "The job has ended, and the client has its last event, by `Last-Event-ID`."}
     problem = {"application/problem+json": {"schema": _reference(Problem)}}
     return done | {str(status): {"description": said, "content": problem} for status, said in sorted(problems.items())}
 
 
 def _answers(one: Endpoint) -> Schema:
-    """The types of its answer, each with its schema."""
+    """Return the media types of the answer, each with its schema."""
     if one.answer is not None:
         return {JSON: {"schema": _reference(one.answer)}}
     # OpenAPI 3.1 can't describe an event.
@@ -182,7 +182,7 @@ def _done_or_tried(one: Endpoint) -> Schema:
     trial = _reference(answers.Trial)
     schema = {"anyOf": [_reference(one.answer), trial]} if one.answer else trial
     content = {JSON: {"schema": schema}}
-    return {"description": "Done, or, with `dry_run`, what it would concern.", "content": content}
+    return {"description": "Done; or, with `dry_run`, the number of items that would change.", "content": content}
 
 
 def _reference(kind: type[msgspec.Struct]) -> Schema:

@@ -1,4 +1,4 @@
-"""The parameters and the body of a request, checked by their types. Every function raises `Refused`."""
+"""The parameters and the body of a request, checked against their types. All functions raise `Refused`."""
 
 import asyncio
 import codecs
@@ -17,20 +17,20 @@ from callboard.sql.reads import queries
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-#: Rows of a page, if nobody says how many, and at most.
+#: Rows of a page: default and maximum.
 LIMIT, MOST = 100, 500
-#: Bytes of a body, and of a form; seconds that either may take to arrive.
+#: Maximum bytes of a body and of a form, and maximum seconds until it has arrived.
 BODY_BYTES, FORM_BYTES = 1_048_576, 65_536
 BODY_SECONDS = 30.0
-#: The largest number of an item, and the largest id.
+#: The largest item number, and the largest id.
 ITEMS, IDS = timings.MAX_ITEM, queries.MAX_ID
 
-Limit: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MOST, description="rows of a page at most")]
-After: TypeAlias = Annotated[str | None, msgspec.Meta(description="`next` of the page before; nothing: the first page")]
+Limit: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MOST, description="maximum rows of a page")]
+After: TypeAlias = Annotated[str | None, msgspec.Meta(description="`next` of the previous page; empty: the first page")]
 
 
 class Refused(HTTPException):
-    """A request is wrong. `errors`: each wrong part, as `pointer` and `detail`; `line`: the first bad line."""
+    """A request is invalid. `errors`: its invalid parts, with `pointer` and `detail`; `line`: the first bad line."""
 
     def __init__(
         self, status: int, detail: str, *, code: str, errors: list[dict[str, str]] | None = None,
@@ -47,36 +47,36 @@ class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class DryRun(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether to change nothing, and only say how many items this would concern."""
+    """Whether to change nothing, and only return the number of items that would change."""
 
     dry_run: bool = False
 
 
 class Page(msgspec.Struct, forbid_unknown_fields=True):
-    """Which part of a list."""
+    """Which page of a list."""
 
     limit: Limit = LIMIT
     after: After = None
 
 
 def query(request: Request, kind: type[T]) -> T:
-    """The query's parameters. One that is empty counts as missing; a field that is a list takes a repeated one, and
-    `metadata.x` gives the entry x of a field `metadata`.
+    """Return the query's parameters. An empty parameter counts as missing. A field of a list type takes repeated
+    parameters, and `metadata.x` sets the entry x of a field `metadata`.
     """
     return _texts(400, "parameter", request.query_params.multi_items(), kind)
 
 
 def fields(form: Iterable[tuple[str, str]], kind: type[T]) -> T:
-    """The fields of a form, taken as `query` takes parameters."""
+    """Return the fields of a form, with the rules of `query`."""
     return _texts(422, "field", form, kind)
 
 
-#: The words of msgspec's errors, as they continue the name of a field.
+#: Replacements in msgspec's errors, so that they continue a sentence that begins with the name of a field.
 PLAIN = (
     ("Expected ", "must be "), ("Object missing required field", "must have the field"), ("Invalid", "has an invalid"),
     (", got ", ", not "), (" | ", " or "), ("`", ""),
 )  # fmt: skip
-#: The types of the fields of a struct: to resolve them takes longer than to read the parameters.
+#: The types of a struct's fields, cached, because resolving them takes longer than reading the parameters.
 _hints = cache(get_type_hints)
 
 
@@ -100,7 +100,7 @@ def _give(given: dict[str, Any], hints: dict[str, Any], name: str, value: str) -
         given.setdefault(field, {})[entry] = value
     elif name not in hints or _is(hints[name], dict):
         names = ", ".join(f"{one}.NAME" if _is(hint, dict) else one for one, hint in hints.items())
-        raise wrong(name, f"is no parameter here; {f'there are {names}' if names else 'there are none'}")
+        raise wrong(name, f"is no parameter here; {f'known are {names}' if names else 'there are none'}")
     elif _is(hints[name], list):
         given.setdefault(name, []).append(value)
     elif name in given:
@@ -110,7 +110,7 @@ def _give(given: dict[str, Any], hints: dict[str, Any], name: str, value: str) -
 
 
 async def body(request: Request, kind: type[T], consumes: Sequence[str] = ("application/json",)) -> T:
-    """The body, a JSON document of this type; an empty body is an empty object. `consumes`: the types it may have."""
+    """Return the body, a JSON document of this type; an empty body is an empty object. `consumes`: its media types."""
     sent = await _read(request, BODY_BYTES, *consumes[1:])
     media = media_type(request)
     if sent and media != "application/json":
@@ -119,7 +119,7 @@ async def body(request: Request, kind: type[T], consumes: Sequence[str] = ("appl
 
 
 async def form(request: Request) -> list[tuple[str, str]]:
-    """The fields of a form that a page sent."""
+    """Return the fields of a form that a page sent."""
     sent = await _read(request, FORM_BYTES)
     if sent and (media := media_type(request)) != "application/x-www-form-urlencoded":
         raise Refused(415, f"the body must be a form, not {media or 'of no type'}", code="media_type")
@@ -127,9 +127,10 @@ async def form(request: Request) -> list[tuple[str, str]]:
 
 
 async def _read(request: Request, most: int, *larger: str) -> bytes:
-    """The body, which must be whole in a few seconds: a sender that dribbles would hold the request open for ever.
+    """Return the body, which must arrive within BODY_SECONDS, because a slow sender would keep the request open
+    forever.
 
-    `larger`: a type in which a larger one may be sent.
+    `larger`: a media type in which a larger body may be sent.
     """
     sent = bytearray()
     try:
@@ -140,14 +141,14 @@ async def _read(request: Request, most: int, *larger: str) -> bytes:
                     advice = f": send it as {larger[0]}" if larger else ""
                     raise Refused(413, f"the body is larger than {most} bytes{advice}", code="too_large")
     except TimeoutError:
-        raise Refused(408, f"the body was not whole after {BODY_SECONDS:.0f} s", code="slow") from None
+        raise Refused(408, f"the body was incomplete after {BODY_SECONDS:.0f} s: send it faster", code="slow") from None
     except ClientDisconnect:
-        raise HTTPException(400, "the body ended too early: send it again") from None
+        raise HTTPException(400, "the connection ended before the body was complete: send it again") from None
     return bytes(sent)
 
 
 def decode(document: bytes, kind: type[T]) -> T:
-    """A JSON document of this type; the mark that some programs begin a file of UTF-8 with is no part of it."""
+    """Return the JSON document as this type; a byte order mark is skipped."""
     try:
         return msgspec.json.decode(document.removeprefix(codecs.BOM_UTF8), type=kind)
     except msgspec.ValidationError as error:
@@ -157,27 +158,27 @@ def decode(document: bytes, kind: type[T]) -> T:
 
 
 def media_type(request: Request) -> str:
-    """The type of the body, without its parameters."""
+    """Return the media type of the body, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def cursor(after: str | None, rows: str, most: int = IDS) -> int | None:
-    """The position of `after` in the list of these rows; None for the first page."""
+    """Return the position that `after` encodes in the list of these rows; None for the first page."""
     if after is None:
         return None
     found = re.fullmatch(rf"{rows}-(\d{{1,19}})", after, re.ASCII)
     if found is None or int(found[1]) > most:
-        raise wrong("after", f"must be `next` of another page of these {rows}, not {after[:40]!r}")
+        raise wrong("after", f"must be `next` of a page of {rows}, not {after[:40]!r}")
     return int(found[1])
 
 
 def next_page(position: int | None, rows: str) -> str | None:
-    """The cursor of the page that begins behind `position`."""
+    """Return the cursor of the page that begins after `position`; None if there is none."""
     return None if position is None else f"{rows}-{position}"
 
 
 def path_within(request: Request) -> str:
-    """The path below the prefix that the app is mounted at, as the routes see it."""
+    """Return the path below the app's prefix, as the routes see it."""
     path: str = request.scope["path"]
     prefix: str = request.scope.get("root_path", "")
     rest = path.removeprefix(prefix)
@@ -185,31 +186,31 @@ def path_within(request: Request) -> str:
 
 
 def path_number(request: Request, name: str, most: int, noun: str) -> int:
-    """A number of the path; what can't be one is unknown."""
+    """Return a number of the path. Raises HTTPException 404 for a text that can't be an id."""
     value = str(request.path_params[name])
-    # The length first: Python refuses to make an integer of thousands of digits.
+    # The length first, because Python refuses to parse an integer of thousands of digits.
     if len(value) > len(str(IDS)) or not (value.isascii() and value.isdigit()) or int(value) > most:
         raise HTTPException(404, f"there is no {noun} {value[:40]!r}")
     return int(value)
 
 
 def wrong(name: str, why: str) -> Refused:
-    """A parameter that makes no sense."""
+    """Return the error for an invalid parameter."""
     said = f"{name[:40]} {why}"
     return Refused(400, said, code="parameter", errors=[{"pointer": f"#/{name[:40]}", "detail": why}])
 
 
 def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> Refused:
-    """Say which part is wrong, and what it must be, by the error and the type that was expected."""
+    """Return the error that names the invalid part and its allowed values. `kind`: the expected type."""
     said, _, where = str(error).partition(" - at `$")
     place = where.rstrip("`").lstrip(".")
     rule = _rule(kind, place)
     if code == "parameter":
-        place = place.partition("[")[0]  # of one that may be repeated
+        place = place.partition("[")[0]  # of a repeated parameter
     unknown = re.search(r"unknown field `(.*)`", said)
     if unknown:
         names = ", ".join(kind.__struct_fields__) if not place else "other fields"
-        said, place = f"is not known here; there are {names}", ".".join(filter(None, (place, unknown[1])))
+        said, place = f"is unknown; known are {names}", ".".join(filter(None, (place, unknown[1])))
     elif rule:
         said = f"must be {rule}"
     else:
@@ -221,7 +222,7 @@ def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[
 
 
 def _rule(kind: type[msgspec.Struct], place: str) -> str | None:
-    """Say what values a field of the top level takes; None where its type doesn't say it in a few words."""
+    """Return the allowed values of a top-level field as text; None if its type is too complex for a few words."""
     (_, schemas) = msgspec.json.schema_components([kind])
     field, entry, _ = place.partition("[")
     schema = schemas.get(kind.__name__, {}).get("properties", {}).get(field)
@@ -238,5 +239,5 @@ def _rule(kind: type[msgspec.Struct], place: str) -> str | None:
 
 
 def _is(hint: Any, kind: type) -> bool:
-    """Whether a type is this generic one, or that or None."""
+    """Return whether a type is this generic type, alone or in a union with None."""
     return any(get_origin(one) is kind for one in (hint, *get_args(hint)))

@@ -32,14 +32,14 @@ from callboard.web.parameters import Refused
 
 UNREACHABLE = (
     "the database can't be reached: check that PostgreSQL runs and that DATABASE_URL leads to it; "
-    "this works again by itself as soon as it does"
+    "this works again by itself when the database answers"
 )
-SLOW = "this took longer than 5 s and was stopped: ask for less, by a smaller limit or another filter"
-BUSY = "other changes are still waiting for the database, and nothing was changed: try again"
+SLOW = "this took longer than 5 s and was stopped: use a smaller limit or another filter"
+BUSY = "too many changes wait for the database, and nothing was changed: try again"
 BEHIND = "the database's schema does not fit this code: run `callboard migrate`"
-BROKEN = "this request met an error in Callboard itself; the server's log has its traceback"
+BROKEN = "this request failed by an error in Callboard itself; the server's log has the traceback"
 
-#: The name of a problem where the code that refused has none of its own for it.
+#: The default name of a problem, by its status.
 CODES = {
     400: "bad_request", 401: "no_login", 403: "forbidden", 404: "not_found", 405: "method", 408: "slow",
     409: "conflict", 413: "too_large", 415: "media_type", 421: "host", 422: "invalid", 429: "too_many", 500: "internal",
@@ -48,7 +48,7 @@ CODES = {
 
 
 def encode(content: Any) -> bytes:
-    """JSON. A result may contain half of a surrogate pair, which only an escape can carry, or a number of any size."""
+    """Encode JSON. A result may contain half of a surrogate pair, which needs an escape, or an integer of any size."""
     try:
         return msgspec.json.encode(content)
     except (UnicodeEncodeError, OverflowError):
@@ -57,29 +57,29 @@ def encode(content: Any) -> bytes:
 
 
 class Json(Response):
-    """An answer of JSON."""
+    """A JSON answer."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """Return the body."""
         return encode(content)
 
 
-#: The key of the request's scope under which a browser's request has the function that makes a page of a problem.
+#: The key of the request's scope with the function that renders a problem as a page, for requests of browsers.
 AS_PAGE = "callboard.problem_page"
 
 
 class Problem(Json):
     """An error: `detail` says what is wrong and what to do, `code` is its name for programs. A browser that asks for a
-    page gets it as one.
+    page gets the error as a page.
     """
 
     media_type = "application/problem+json"
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
         title, code = responses.get(status, ""), CODES.get(status, "error")
-        #: What the document says.
+        #: The content of the document.
         self.said = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
         super().__init__(self.said, status, headers)
 
@@ -92,10 +92,10 @@ class Problem(Json):
 
 
 async def refused(request: Request, error: HTTPException) -> Problem:
-    """Answer a request that a handler or the route table refused."""
+    """Answer a request that a handler or the router refused."""
     detail = error.detail
     if detail == responses.get(error.status_code) and error.status_code in (404, 405):
-        detail = f"{request.method} {request.url.path} is not served here"
+        detail = f"{request.method} {request.url.path} does not exist"
     more: dict[str, Any] = {}
     if isinstance(error, Refused):
         more = {"code": error.code, "errors": error.errors, **({"line": error.line} if error.line else {})}
@@ -105,7 +105,7 @@ async def refused(request: Request, error: HTTPException) -> Problem:
 def problem(
     status: int, detail: str | None = None, headers: dict[str, str] | None = None
 ) -> Callable[[Request, Exception], Awaitable[Problem]]:
-    """A handler that answers every error with this problem; its detail is the error's own text if none is given."""
+    """Return a handler that answers every error with this problem. `detail` None: the text of the error."""
 
     async def handler(_request: Request, error: Exception) -> Problem:
         return Problem(status, detail or str(error), headers)
@@ -136,12 +136,12 @@ HANDLERS: dict[Any, Any] = {
     **dict.fromkeys(MISFIT, problem(503, BEHIND)),
     Exception: problem(500, BROKEN),
 }
-#: The errors that have a handler of their own.
+#: The errors with a handler of their own.
 HANDLED = tuple(kind for kind in HANDLERS if kind is not Exception)
 
 
 async def problem_of(request: Request | None, error: Exception) -> Response:
-    """Answer an error that was met outside of the handlers; `request` None: that of no request."""
+    """Answer an error that was raised outside of the handlers. `request` is None outside of a request."""
     kind = next(kind for kind in type(error).__mro__ if kind in HANDLERS)
     answer: Response = await HANDLERS[kind](request, error)
     return answer

@@ -1,4 +1,4 @@
-"""Endpoints of RabbitMQ's queues and of their dead letters. All tenants share them."""
+"""Endpoints of RabbitMQ's queues and their dead letters, which all tenants share."""
 
 import re
 from collections.abc import Callable
@@ -19,20 +19,20 @@ T = TypeVar("T")
 
 
 class PutBack(msgspec.Struct, forbid_unknown_fields=True):
-    """How many dead letters, the oldest first."""
+    """How many dead letters to move, the oldest first."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=queue_admin.MAX_MOVED)] = queue_admin.MAX_MOVED
 
 
 async def queues(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """List the queues of all known actors and open jobs, with what waits in each."""
+    """List the queues of all known actors and open jobs, with the waiting messages of each."""
     known = await call.read(queries.queues())
     rows, trouble = await run_in_threadpool(queue_admin.with_depths, settings.AMQP_URL.get(), known)
     return {"queues": rows, "trouble": trouble, "next": None}
 
 
 async def dead_letters(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """List the oldest dead letters of a queue, each with the error of its item; they stay where they are."""
+    """List the oldest dead letters of a queue, each with the error of its item. They stay in their queue."""
     queue = await _queue(call)
     found = await _ask(lambda addresses: queue_admin.dead_letters(addresses, queue))
     letters = [(letter, _item(letter.pop("of"))) for letter in found]
@@ -48,15 +48,15 @@ async def put_back(call: Call[NoQuery, PutBack]) -> dict[str, Any]:
 
 
 async def _queue(call: Call[Any, Any]) -> str:
-    """The queue in the path. Raises HTTPException 404 for one that no known actor has: others are not Callboard's."""
+    """Return the queue in the path. Raises HTTPException 404 for a queue of no known actor: it is not Callboard's."""
     name = str(call.request.path_params["queue"])
     if name not in (row["name"] for row in await call.read(queries.queues())):
-        raise HTTPException(404, f"no known actor has a queue {name[:40]!r}: GET /queues lists those there are")
+        raise HTTPException(404, f"no known actor has a queue {name[:40]!r}: GET /queues lists the known queues")
     return name
 
 
 async def _ask(question: Callable[[str], T]) -> T:
-    """Ask RabbitMQ in a thread. Raises HTTPException 503 where it gives no answer."""
+    """Query RabbitMQ in a thread. Raises HTTPException 503 if it does not answer."""
     addresses = settings.AMQP_URL.get()
     if not addresses:
         raise HTTPException(503, queue_admin.NO_BROKER)
@@ -67,7 +67,7 @@ async def _ask(question: Callable[[str], T]) -> T:
 
 
 def _item(of: str | None) -> tuple[int, int] | None:
-    """The job and the item that a dead letter is of; of a chunk, its first."""
+    """Return the job and the item of a dead letter, for a chunk its first item; None if `of` names none."""
     found = re.match(r"(\d{1,19})/(\d{1,10})(?:-\d+)?$", of or "", re.ASCII)
     job, item = (int(found[1]), int(found[2])) if found else (IDS + 1, 0)
     return (job, item) if job <= IDS and item <= ITEMS else None

@@ -1,4 +1,4 @@
-"""Endpoints that make jobs."""
+"""Endpoints that create jobs and add items."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,11 +30,12 @@ from callboard.web.endpoint import Call, NoBody, Reply
 from callboard.web.new_job import NewJob, wrong
 from callboard.web.parameters import NoQuery, Refused
 
-#: Bad items that a problem names; it only counts the others.
+#: Maximum number of bad items that a problem lists; it only counts the others.
 NAMED_BAD_ITEMS = 10
-#: Items that are added to an open job at once, and bytes of their arguments: they are stored in one transaction.
+#: Maximum number of items that one request adds to an open job, and bytes of their arguments: one transaction stores #:
+#: them.
 ADDED_ITEMS, ADDED_BYTES = 10_000, 4 * 2**20
-#: Seconds after which somebody whose key is being submitted may ask again.
+#: Seconds after which a client may retry if its key is being submitted.
 RETRY_SECONDS = "5"
 
 
@@ -45,16 +46,16 @@ class NewItems(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AddQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """How items are added."""
+    """Options of an addition of items."""
 
     start: Annotated[
-        Count | None, msgspec.Meta(description="`consumed` of the job before: an addition is not repeated")
+        Count | None, msgspec.Meta(description="the expected `consumed` of the job: a repeated request adds nothing")
     ] = None
-    item_key: Annotated[str | None, msgspec.Meta(description="as it was submitted")] = None
+    item_key: Annotated[str | None, msgspec.Meta(description="the `item_key` of the job")] = None
 
 
 class BadItems(BadItem):
-    """Items that can't be stored: `named`, the number and what is wrong of the first ones, of `count`."""
+    """Items that can't be stored. `named`: the number and the error of the first ones; `count`: of all."""
 
     def __init__(self, noun: str, named: list[tuple[int, str]], count: int) -> None:
         more = f" and {count - len(named):,} more" if count > len(named) else ""
@@ -63,11 +64,11 @@ class BadItems(BadItem):
         self.named = named
 
     def refused(self) -> Refused:
-        """Return the problem that the API answers with."""
+        """Return the API's answer."""
         of_lines = self.noun == "line"
         where = {"line": "#/line", "item": "#/items"}[self.noun]
         return Refused(
-            422, f"nothing is stored: {self}; correct this, or pass skip_bad", code="bad_items",
+            422, f"nothing was stored: {self}; correct this, or pass skip_bad", code="bad_items",
             errors=[{"pointer": f"{where}/{number}", "detail": why} for number, why in self.named],
             line=self.named[0][0] if of_lines else None,
         )  # fmt: skip
@@ -76,9 +77,9 @@ class BadItems(BadItem):
 async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
     """Submit a job.
 
-    The body is the job with its items; or any number of lines of JSON: the first is the job, each other one an item.
-    Nothing starts before all items are stored, and one that is wrong leaves nothing behind. With a key (or the header
-    `Idempotency-Key`) a submission that broke off goes on when it is sent again.
+    The body is the job with its items; or any number of lines of JSON: the first line is the job, each further line an
+    item. No item starts before all items are stored. If an item is invalid, nothing is stored. With a key (or the
+    header `Idempotency-Key`) an interrupted submission continues when it is sent again.
     """
     submitter = call.request.app.state.submitter
     with _refusals():
@@ -93,8 +94,9 @@ async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
 async def add(call: Call[AddQuery, NewItems | None]) -> dict[str, Any]:
     """Add items to a job that is open for more.
 
-    All of them are stored, or none: at most 10,000 items of 4 MiB. As lines, each is an item. With `start` they are
-    only added behind so many inputs: so a request whose answer was lost can be sent again.
+    All of them are stored, or none: at most 10,000 items and 4 MiB. In a body of lines each line is an item. With
+    `start` they are only added if the job's `consumed` has this value, so a request whose answer was lost can be
+    repeated.
     """
     submitter = call.request.app.state.submitter
     with _refusals():
@@ -106,13 +108,13 @@ async def add(call: Call[AddQuery, NewItems | None]) -> dict[str, Any]:
 
 
 async def seal(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """Seal a job: it takes no more items, and completes with those that it has."""
+    """Seal a job: it takes no more items, and completes with its present items."""
     await call.write(lambda conn: actions.seal(conn, call.job, call.requester))
     return await call.find_job(call.job)
 
 
 class RunAgain(LimitChanges):
-    """Which items to run again (`states`: those that ended so), and what differs from the old job."""
+    """Which items to run again (`states`: their final states), and the options that differ from the old job."""
 
     states: list[str] | None = None
     name: str | None = None
@@ -121,10 +123,10 @@ class RunAgain(LimitChanges):
 
 
 async def run_again(call: Call[NoQuery, RunAgain]) -> Reply:
-    """Make a new job of the items of one that has ended: all of them, or those in some states.
+    """Make a new job of the items of a finished job: all items, or those in some states.
 
-    They are copied in the database, and nothing of it starts before all are. What is not given is as in the old job,
-    but for the limits `at` and `deadline`.
+    The database copies the items, and none starts before all are copied. Options that are not given are those of the
+    old job, except `at` and `deadline`.
     """
     given = msgspec.to_builtins(call.body)
     options = {name: given.pop(name, None) for name in ("states", "name", "key", "metadata")}
@@ -155,15 +157,15 @@ def _add(call: Call[AddQuery, Any], items: Iterable[tuple[int, Any]], noun: str)
         rows.append(row)
         size += len(row[0])
         if len(rows) > ADDED_ITEMS or size > ADDED_BYTES:
-            most = f"{ADDED_ITEMS:,} items of {ADDED_BYTES // 2**20} MiB"
-            raise Refused(413, f"at most {most} are added at once: send these in parts", code="too_large")
+            most = f"{ADDED_ITEMS:,} items and {ADDED_BYTES // 2**20} MiB"
+            raise Refused(413, f"one request may add at most {most}: send these in parts", code="too_large")
     process.write(
         lambda conn: writes.add_items(conn, call.job, call.requester, rows, keyed=item_key is not None, start=start)
     )
 
 
 def location(request: Request, job: int) -> str:
-    """Where a job is, below the same prefix."""
+    """Return the URL of a job, with the prefix of the request."""
     return f"{request.scope['root_path']}/jobs/{job}"
 
 
@@ -183,13 +185,13 @@ def _store_lines(call: Call[NoQuery, Any], source: BinaryIO) -> tuple[int, int]:
 
 
 def _store(call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, Any]], noun: str) -> tuple[int, int]:
-    """Store a job with its items; return its id, and the status: 201, or 200 if it is there already."""
+    """Store a job with its items; return its id and the status: 201, or 200 if the job already exists."""
     submitter = call.request.app.state.submitter
     key = _key(call.request, given.key)
     new = new_job.make(call, submitter.process.write, given, key)
     made = new.submitted
     if made.elsewhere:
-        said = f"job {new.job} with this key is being submitted: send this again when that has ended"
+        said = f"job {new.job} with this key is being submitted: retry when that submission has ended"
         raise HTTPException(409, said, {"Retry-After": RETRY_SECONDS})
     left_out: list[tuple[int, str]] = []
     rows = _encoded(items, given.item_key, new.signature, noun, left_out, lane=new.lane, skip_bad=given.skip_bad)
@@ -205,21 +207,21 @@ def _store(call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, A
 
 
 def _nobody_publishes(_job: int) -> None:
-    """Workers do: the web app has no broker."""
+    """Publish nothing: the web app has no broker, so workers publish the job."""
 
 
 def _encoded(
     items: Iterable[tuple[int, Any]], item_key: str | None, signature: Signature | None, noun: str,
     named: list[tuple[int, str]], *, lane: Lane | None, skip_bad: bool = False,
 ) -> Iterator[Row]:  # fmt: skip
-    """Encode items. The first ones that are wrong are added to `named`, and all of them left out if that is asked for;
-    else no others follow, and BadItems is raised at the end.
+    """Yield the encoded items, and append the first invalid ones to `named`. With `skip_bad` invalid items are skipped.
+    Otherwise no item is yielded after the first invalid one, and BadItems is raised at the end.
     """
     count = 0
     for number, item in items:
         try:
             if isinstance(item, BadLine):
-                raise BadItem(str(item))  # noqa: TRY301 — as what `encode` refuses
+                raise BadItem(str(item))  # noqa: TRY301 — handled like an error of `encode`
             row = item_encoding.encode(number, item, item_key, signature, noun, lane=lane)
         except BadItem as error:
             count += 1
@@ -244,7 +246,7 @@ def _key(request: Request, key: str | None) -> str | None:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """In its block, what is wrong with a submission becomes an HTTPException."""
+    """Convert the errors of a submission in its block to HTTPExceptions."""
     try:
         yield
     except BadItems as error:
@@ -254,7 +256,7 @@ def _refusals() -> Iterator[None]:
         parts = [{"pointer": f"#/{field}", "detail": str(error)}]
         raise Refused(422, str(error), code=code, errors=parts) from None
     except ClientDisconnect:
-        raise HTTPException(400, "the body ended too early: send it again") from None
+        raise HTTPException(400, "the connection ended before the body was complete: send it again") from None
     except ValueError as error:
         field = str(error).partition(" ")[0].rstrip(":")
         if field in NewJob.__struct_fields__:

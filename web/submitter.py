@@ -1,4 +1,4 @@
-"""The means of submission in the web app: connections, leases, and the reading of bodies of lines in threads."""
+"""Resources for submissions in the web app: connections, leases, and threads that read bodies of lines."""
 
 import asyncio
 import io
@@ -19,32 +19,32 @@ from callboard.web.parameters import Refused
 
 T = TypeVar("T")
 
-#: Bodies of lines that are read at the same time, each in a thread, which waits for the database or for its client; and
-#: of one tenant, which may send slowly.
+#: Maximum number of bodies of lines that are read at once, each in a thread, which may wait for the database or for its
+#: #: client; and of those of one tenant, because a tenant may send slowly.
 STREAMS, TENANT_STREAMS = 8, 4
-#: Threads of submissions, also of those that come as JSON. They are apart from the threads of other requests, which
-#: would all be taken while submissions wait for a lock.
+#: Threads for all submissions. They are separate from the threads of other requests, because submissions that wait for
+#: #: a lock could take all of those.
 THREADS = 24
-#: Seconds without a byte after which a body is given up.
+#: Seconds without a byte after which reading a body is given up.
 IDLE_SECONDS = 30.0
-BUSY = f"{STREAMS} submissions are being read, or {TENANT_STREAMS} of one tenant, and nothing was stored: try again"
+BUSY = f"{STREAMS} submissions are being read, or {TENANT_STREAMS} of your tenant, and nothing was stored: try again"
 
 
 class Submitter:
-    """Stores items in the database at `url` (None: DATABASE_URL). It has no broker: workers publish what it stores."""
+    """Stores items in the database at `url` (None: DATABASE_URL). It has no broker, so workers publish them."""
 
     def __init__(self, url: str | None) -> None:
         self._url = url
-        self._reading = list[str | None]()  # the tenant of each body
+        self._reading = list[str | None]()  # the tenant of each body that is being read
 
     @cached_property
     def process(self) -> Process:
-        """The connections that store items. Raises NotConfigured."""
+        """The object with the connections that store items. Raises NotConfigured."""
         return Process(database_address(self._url), connections=SUBMITTERS)
 
     @cached_property
     def lease(self) -> SubmissionLease:
-        """The leases of the submissions that go on here."""
+        """The leases of the submissions in this process."""
         return SubmissionLease(self.process)
 
     @cached_property
@@ -52,14 +52,14 @@ class Submitter:
         return CapacityLimiter(THREADS)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Have `work` store something in a thread, as soon as one is free."""
+        """Run `work` in a submission thread as soon as one is free, and return its result."""
         return await to_thread.run_sync(work, limiter=self._threads)
 
     async def read(self, tenant: str | None, parts: AsyncIterator[bytes], work: Callable[[BinaryIO], T]) -> T:
-        """Have `work` read a body in a thread, as far as it has come; the loop reads no more than that thread asks for.
-        `tenant`: the only one that its sender is of; None: all.
+        """Let `work` read a body in a thread while it arrives. The event loop receives only as much as the thread
+        reads. `tenant`: the sender's tenant; None: all tenants.
 
-        Raises HTTPException when too many are being read, and Refused for a body that does not go on.
+        Raises HTTPException 503 if too many bodies are being read, and Refused if the body stalls.
         """
         has_its_share = tenant is not None and self._reading.count(tenant) >= TENANT_STREAMS
         if has_its_share or len(self._reading) >= STREAMS:
@@ -73,8 +73,8 @@ class Submitter:
             self._reading.remove(tenant)
 
     def close(self) -> None:
-        """Close what was opened."""
-        opened = self.__dict__  # what was never used is not made for this
+        """Close the lease and the connections, if they were used."""
+        opened = self.__dict__  # has only the cached properties that were used
         if "lease" in opened:
             self.lease.stop()
         if "process" in opened:
@@ -91,15 +91,15 @@ async def _while_it_goes_on(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]
         except StopAsyncIteration:
             return
         except ClientDisconnect:
-            raise ClientDisconnect("its sender left") from None  # for the reason that the job has
+            raise ClientDisconnect("its sender disconnected") from None # the text becomes the reason of the job
         except TimeoutError:
-            said = f"nothing was sent for {IDLE_SECONDS:.0f} s, so the submission broke off"
+            said = f"no data arrived for {IDLE_SECONDS:.0f} s, so the submission was stopped"
             raise Refused(408, said, code="slow") from None
         yield part
 
 
 class _Parts(io.RawIOBase):
-    """The parts of a body as a file."""
+    """The parts of a body as a raw file."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts

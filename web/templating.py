@@ -1,4 +1,4 @@
-"""The templates of all pages, the login's too."""
+"""The templates of all pages, including the login."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ _METHODS = frozenset(dir(dict))
 
 
 class _Templates(Environment):
-    """Takes an entry of a dict at once: Jinja asks for an attribute before, and the error that it gets costs much."""
+    """Looks up an entry of a dict first: Jinja would try an attribute first, and its AttributeError is slow."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """See `jinja2.Environment`."""
@@ -17,7 +17,7 @@ class _Templates(Environment):
         return obj[attribute] if is_entry else super().getattr(obj, attribute)
 
 
-#: Makes them: what others wrote is escaped, and a name that a page was not given is an error.
+#: The environment of all templates: it escapes values, and an undefined name is an error.
 JINJA = _Templates(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,

@@ -1,4 +1,4 @@
-"""Endpoints of tokens: what lets others in. Nobody gives out more than they have themselves."""
+"""Endpoints of tokens. A login can only create tokens within its own rights."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -19,20 +19,20 @@ JobId: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=parameters.IDS)]
 
 
 class NewToken(msgspec.Struct, forbid_unknown_fields=True):
-    """A token: whose it is, and what it is for. With a `job` it reads that job alone, and has no other scope."""
+    """A token to create. With a `job` it only reads that job, and has no other scope."""
 
     name: Label
-    kind: Annotated[Literal["api", "link"], msgspec.Meta(description="a link logs a browser in, once")] = "api"
+    kind: Annotated[Literal["api", "link"], msgspec.Meta(description="a link logs a browser in once")] = "api"
     scopes: Annotated[Scopes | None, msgspec.Meta(description="null: read, submit and control")] = None
     tenant: Annotated[Label | None, msgspec.Meta(description="null: all tenants")] = None
     job: JobId | None = None
     expires: Annotated[
-        str | None, msgspec.Meta(description="a span like 30d; null: a day for a link, and else for ever")
+        str | None, msgspec.Meta(description="a time span like 30d; null: one day for a link, otherwise forever")
     ] = None
 
 
 async def tokens(call: Call[Page, NoBody]) -> dict[str, Any]:
-    """List the tokens that let somebody in, the latest first. Their secrets are not kept."""
+    """List the valid tokens, the latest first. Their secrets are not stored."""
     before = parameters.cursor(call.query.after, "tokens")
     query = queries.tokens(before=before, limit=call.query.limit, tenant=call.tenant)
     found, following = await call.read(query)
@@ -40,14 +40,14 @@ async def tokens(call: Call[Page, NoBody]) -> dict[str, Any]:
 
 
 async def create(call: Call[NoQuery, NewToken]) -> dict[str, Any]:
-    """Make a token. Its secret is in this answer and nowhere else."""
+    """Create a token. Only this answer has its secret."""
     wanted = call.body
-    # A job's token has its one scope by itself.
+    # The token of a job always has one scope.
     scopes = ["read"] if wanted.job is not None else writes.scopes_of(wanted.scopes)
     if call.tenant not in (None, wanted.tenant or call.tenant):
-        raise HTTPException(403, f"this login gives out tokens of the tenant {call.tenant} only")
+        raise HTTPException(403, f"this login can only create tokens for the tenant {call.tenant}")
     if missing := sorted(set(scopes) - set(call.who.scopes)):
-        raise HTTPException(403, f"this login can't give out the scope {missing[0]}, which it does not have")
+        raise HTTPException(403, f"this login can't create a token with the scope {missing[0]}, which it does not have")
     secret, made = await call.write(
         lambda conn: writes.create(
             conn,
@@ -64,7 +64,7 @@ async def create(call: Call[NoQuery, NewToken]) -> dict[str, Any]:
 
 
 async def revoke(call: Call[NoQuery, NoBody]) -> Response:
-    """Revoke a token, and log out who logged in with it."""
+    """Revoke a token, and log out the browsers that logged in with it."""
     number = parameters.path_number(call.request, "token", parameters.IDS, "token")
     if not await call.write(lambda conn: writes.revoke(conn, number, call.requester)):
         raise HTTPException(404, f"there is no token {number}")

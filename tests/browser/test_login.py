@@ -73,6 +73,6 @@ def test_a_page_of_another_site_uses_no_link_up(page: Page, conn: Conn, shared_u
             content_type="text/html", body=f'<a href="{other}/login?link={link}">look</a>'))  # fmt: skip
         page.goto("http://evil.example/")
         page.get_by_text("look").click()
-        expect(page.get_by_text("This link logs this browser in, once.")).to_be_visible()
+        expect(page.get_by_text("This link logs this browser in once.")).to_be_visible()
         page.get_by_role("button", name="Log in").click()
         expect(page).to_have_url(f"{other}/")

@@ -201,7 +201,7 @@ def test_a_hung_item_and_a_stalled_job_are_shown(page: Page, conn: Conn, address
     job = make_job(conn, 3)
     age(conn, job, 42)
     page.goto(f"{address}/jobs/{job}")
-    expect(page.locator("#sentence")).to_have_text("Stands still: no worker is alive")
+    expect(page.locator("#sentence")).to_have_text("Stalled: no worker is alive")
     worker = make_worker(conn)
     run(conn, job, [1, 2], worker=worker)
     place = "shop/prices.py:88 in fetch"
@@ -209,7 +209,7 @@ def test_a_hung_item_and_a_stalled_job_are_shown(page: Page, conn: Conn, address
     outcomes.report_running(conn, worker, [Running(job, n, 1, 1.0, None, None, place, stack) for n in (1, 2)])
     seen = rf"Hung: item 1 on worker {worker}, for \d+ s, at {place}, and 1 more item"
     expect(page.locator("#hung")).to_have_text(re.compile(seen), timeout=SOON)
-    expect(page.locator("#sentence")).not_to_contain_text("Stands still")
+    expect(page.locator("#sentence")).not_to_contain_text("Stalled")
     expect(page.locator("#running pre").first).to_have_text(stack, timeout=SOON)
     record(conn, job, {"succeeded": range(3)}, worker=worker)
     expect(page.locator("#hung")).to_have_count(0, timeout=SOON)
@@ -300,7 +300,7 @@ def test_the_times_of_a_sentence_are_those_of_the_page(page: Page, conn: Conn, a
     conn.execute("UPDATE callboard.workers SET beat_at = now() + interval '1 day'")
     job = make_job(conn, 2, name="at its time <b>", published=0)
     conn.execute("UPDATE callboard.jobs SET not_before = '2100-01-31 12:00Z' WHERE id = %s", (job,))
-    said = re.compile(r"^\s*Stands still: waiting for its time at 2100-01-31 \d\d:\d\d\s*$")
+    said = re.compile(r"^\s*Stalled: waiting for its time at 2100-01-31 \d\d:\d\d\s*$")
     page.goto(f"{address}/?q=at+its+time")
     expect(page.locator(f"#job-{job} .wait")).to_have_text(said)
     page.goto(f"{address}/jobs/{job}")
@@ -817,7 +817,7 @@ def test_a_refused_action_is_shown(page: Page, conn: Conn, address: str) -> None
     page.goto(f"{address}/jobs/{job}")
     page.route("**/pause", lambda route: route.fulfill(status=422, json={"detail": [{"msg": "of a proxy"}]}))
     page.get_by_role("button", name="Pause").click()
-    expect(page.get_by_role("alert")).to_have_text("the server did not answer as it should", timeout=SOON)
+    expect(page.get_by_role("alert")).to_have_text("the server gave an unexpected answer", timeout=SOON)
     page.unroute("**/pause")
 
     def too_late(route: Route) -> None:

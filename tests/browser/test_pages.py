@@ -212,12 +212,12 @@ def test_a_search_is_suggested_word_by_word_and_each_word_is_taken_away(page: Pa
         expect(page.locator(f'#words option[value$="{word}"]')).to_have_count(1)
     page.get_by_role("combobox").fill('"spring ads" act')
     expect(words.first).to_have_attribute("value", '"spring ads" is:open')
-    page.get_by_role("link", name="Leave out metadata.a:1").click()
+    page.get_by_role("link", name="Remove metadata.a:1").click()
     expect(page.get_by_role("combobox")).to_have_value('state:pending "spring ads"')
-    page.get_by_role("link", name="Leave out state:pending").click()
+    page.get_by_role("link", name="Remove state:pending").click()
     expect(page.locator(".chips a")).to_have_count(1)
     expect(page.locator("#jobs li")).to_have_count(1)
-    page.get_by_role("link", name='Leave out "spring ads"').click()
+    page.get_by_role("link", name='Remove "spring ads"').click()
     expect(page.locator(".chips")).to_have_count(0)
     expect(page.locator(f"#job-{job}")).to_be_visible()
 
@@ -245,7 +245,7 @@ def test_what_is_under_more_works(request: pytest.FixtureRequest, conn: Conn, ad
     page.goto(f"{address}/jobs/{job}")
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#sentence")).to_have_text(
-        re.compile(r"^Paused by 127\.0\.0\.1, .*: nothing new starts"), timeout=SOON
+        re.compile(r"^Paused by 127\.0\.0\.1, .*: no more items start"), timeout=SOON
     )
     page.get_by_text("More", exact=True).click()
     page.get_by_label("rate").fill("5/s")
@@ -288,22 +288,22 @@ def test_chosen_jobs_are_paused_and_deleted_together(
     first, second, third = (make_job(conn, 2, name=name) for name in names)
     page.goto(f'{address}/?q="together by {script}"')
     expect(page.locator("#bulk")).to_be_hidden()
-    page.get_by_label(f"Choose {names[0]}").check()
-    page.get_by_label(f"Choose {names[1]}").check()
-    expect(page.locator("#chosen")).to_have_text("2 chosen" if script == "page" else "")
+    page.get_by_label(f"Select {names[0]}").check()
+    page.get_by_label(f"Select {names[1]}").check()
+    expect(page.locator("#chosen")).to_have_text("2 selected" if script == "page" else "")
     page.locator("#bulk").get_by_role("button", name="Pause").click()
     for job, state in ((first, "paused"), (second, "paused"), (third, "pending")):
         expect(page.locator(f"#job-{job} .pill")).to_have_text(state, timeout=SOON)
     for job in (first, second):
         record(conn, job, {"succeeded": range(2)})
     page.goto(f'{address}/?q="together by {script}"')
-    page.get_by_label(f"Choose {names[0]}").check()
+    page.get_by_label(f"Select {names[0]}").check()
     page.get_by_label("all 3 that match").check()
     expect(page.locator("#chosen")).to_have_text("")
     page.locator("#bulk").get_by_role("button", name="Pause").click()
     expect(page.locator("#confirm")).to_contain_text("Pause 1 job?")
     page.get_by_role("link", name="Leave them as they are").click()
-    page.get_by_label(f"Choose {names[0]}").check()
+    page.get_by_label(f"Select {names[0]}").check()
     page.get_by_label("all 3 that match").check()
     page.locator("#bulk").get_by_role("button", name="Delete").click()
     expect(page.locator("#confirm")).to_contain_text("Delete 2 jobs?")
@@ -372,7 +372,7 @@ def test_dead_letters_are_put_back_by_their_button(
             body = one.locator("#letters pre").last.inner_text()
             assert body.split("\n") == ["{", '  "args": [', "    1,", '    "é"', "  ]", "}"]
             one.get_by_role("button", name="Put them back").click()
-            expect(one.locator("#letters")).to_contain_text("There are none.", timeout=SOON)
+            expect(one.locator("#letters")).to_contain_text("No dead letters.", timeout=SOON)
             one.goto("about:blank")  # it asks every five seconds, and has the next one in its hand for a moment
         assert broker.queues(url)["default"] == 2
 
@@ -432,8 +432,8 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(browser: Browser, co
         page.goto(f"{address}/tokens")
         page.get_by_role("row", name=f"share of job {job}").get_by_role("button", name="Revoke").click()
         expect(page.get_by_role("row", name=f"share of job {job}")).to_have_count(0)
-        page.get_by_label("Whose it is").fill("a program")
-        page.get_by_role("button", name="Make it").click()
+        page.get_by_label("Name of the user").fill("a program")
+        page.get_by_role("button", name="Create").click()
         expect(page.locator("#secret")).to_contain_text("cb_")
         assert wait_until(lambda: guest.request.get(link).status == 401, 300)
         guest.goto(link)
@@ -450,7 +450,7 @@ def test_what_is_not_shared_any_more_says_so_on_other_sites(page: Page, conn: Co
     with served(create_app(url=shared_url)) as address, served(elsewhere(address, job, "cb_over")) as foreign:
         page.goto(foreign)
         expect(page.frame_locator("iframe").locator("#problem")).to_contain_text("revoked, or its time is over")
-        expect(page.locator("callboard-progress")).to_contain_text("not shown any more")
+        expect(page.locator("callboard-progress")).to_contain_text("no longer shown")
         assert not others
 
 

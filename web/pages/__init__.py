@@ -1,1 +1,1 @@
-"""The pages: HTML that the server renders by the templates, and what their forms do."""
+"""The pages: HTML that the server renders from templates, and the actions of their forms."""

@@ -1,4 +1,4 @@
-"""The page of the jobs."""
+"""The page with the list of jobs."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,10 +13,10 @@ from callboard.web.pages import search
 from callboard.web.pages.page import render
 from callboard.web.parameters import Refused
 
-#: Jobs of a page, and standing jobs.
+#: Maximum numbers of jobs and of standing jobs on a page.
 JOBS, STANDING = 50, 20
 PARTS = ("views", "jobs", "standing")
-#: The views: the words of a search, and the name of their count.
+#: The views: the search words of each, and the name of its count.
 VIEWS = {
     "All": ("", "all"),
     "Open": ("is:open", "open"),
@@ -27,7 +27,7 @@ VIEWS = {
 
 
 class BoardQuery(JobQuery, kw_only=True):
-    """Which jobs, and which parts of the page."""
+    """Which jobs, and which parts of the page to render."""
 
     part: list[str] = []  # noqa: RUF012 - a Struct copies it
 
@@ -45,7 +45,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
         if "standing" in wanted and not filtered:
             found["standing"] = await _jobs(call, standing=True, limit=STANDING)
     except Refused as error:
-        trouble = error.detail.removeprefix("q makes no sense: ")
+        trouble = error.detail.removeprefix("q is invalid: ")
     listed = [*found["jobs"]["jobs"], *found["standing"]["jobs"]]
     if "views" in wanted:
         asked: Call[Any, NoBody] = call
@@ -65,7 +65,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
 
 
 async def _jobs(call: Call[BoardQuery, NoBody], **part: Any) -> dict[str, Any]:
-    """Return the answer of the API."""
+    """Return the API's answer for the list."""
     given = {name: getattr(call.query, name) for name in JobQuery.__struct_fields__}
     asked: Call[Any, NoBody] = call
     return await jobs.jobs(replace(asked, query=JobQuery(**{**given, **part})))

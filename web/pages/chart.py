@@ -1,4 +1,4 @@
-"""The chart of a job: items that ended, and failed, over time, with marks of what was done to it."""
+"""The chart of a job: ended and failed items over time, with marks for its actions."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -11,14 +11,14 @@ Row = Mapping[str, Any]
 
 #: Columns of the chart, and rows of its table.
 COLUMNS, TABLE_ROWS = 60, 12
-#: Seconds of a run, and points that are known of it, below which it has no chart.
+#: Minimum seconds of a run, and minimum number of its points, for a chart.
 LEAST_SECONDS, LEAST_POINTS = 10.0, 4
 
 
 def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
-    """The columns of the chart: from when to when, the rate, how many failed, and where each is drawn, in percent.
+    """Return the columns of the chart: start, end, rate, number of failed items, and position in percent.
 
-    Empty for a run that is too short, or of which no item has ended.
+    Empty if the run is too short or no item has ended.
     """
     whole = _whole(points)
     if not whole:
@@ -31,7 +31,7 @@ def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
             "from": from_.isoformat(),
             "to": to.isoformat(),
             "ended": round(ended),
-            # Items that are retried by hand have not ended any more.
+            # After a manual retry fewer items have ended.
             "rate": max(ended - ended_before, 0.0) / size,
             "failed_items": max(round(failed) - round(failed_before), 0),
             "failed_rate": max(failed - failed_before, 0.0) / size,
@@ -52,7 +52,7 @@ def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _at(known: Sequence[tuple[float, Row]], second: float) -> tuple[float, float]:
-    """How many items had ended, and had failed, at a second of the run, between two points that are known."""
+    """Return how many items had ended and failed at a second of the run, interpolated between two points."""
     for (before, first), (after, last) in pairwise(known):
         if second <= after:
             share = (second - before) / (after - before) if after > before else 1.0
@@ -62,7 +62,7 @@ def _at(known: Sequence[tuple[float, Row]], second: float) -> tuple[float, float
 
 
 def rows(found: Sequence[Row]) -> list[dict[str, Any]]:
-    """The columns of the chart as rows of a table: a few longer spans."""
+    """Return the columns of the chart as rows of a table, with fewer and longer time spans."""
     size = max(1, -(-len(found) // TABLE_ROWS))
     groups = [found[at : at + size] for at in range(0, len(found), size)]
     return [
@@ -78,7 +78,7 @@ def rows(found: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def marks(samples: Sequence[Row], history: Sequence[Row]) -> list[dict[str, Any]]:
-    """The actions on the job while it ran, each with its place on the chart, in percent."""
+    """Return the actions on the job while it ran, each with its position on the chart in percent."""
     whole = _whole(samples)
     if not whole:
         return []
@@ -87,7 +87,7 @@ def marks(samples: Sequence[Row], history: Sequence[Row]) -> list[dict[str, Any]
 
 
 def _whole(samples: Sequence[Row]) -> float:
-    """The seconds that a job ran; 0 for one that is too short for a chart, or of which too little is known."""
+    """Return the seconds that a job ran; 0 if it is too short for a chart, or has too few points."""
     whole = _seconds(samples[0]["at"], samples[-1]["at"]) if len(samples) >= LEAST_POINTS else 0.0
     return whole if whole >= LEAST_SECONDS else 0.0
 

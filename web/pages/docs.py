@@ -1,4 +1,4 @@
-"""The page /docs: the OpenAPI document, for readers. It needs no script and nothing from elsewhere."""
+"""The page /docs: the OpenAPI document as HTML, without scripts or resources of other sites."""
 
 import re
 from importlib.metadata import version
@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 
 
 async def docs(call: Call[NoQuery, NoBody]) -> Response:
-    """Show what the API has."""
+    """Show the endpoints and types of the API."""
     document = openapi.document(ENDPOINTS, version("callboard"))
     operations = [
         {"method": method.upper(), "path": path, **operation, "body": _body(operation), "answer": _answer(operation)}
@@ -33,12 +33,12 @@ async def docs(call: Call[NoQuery, NoBody]) -> Response:
 
 
 def prose(text: str) -> Markup:
-    """A text with its words between backquotes as code."""
+    """Return a text as HTML, with its words between backquotes as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
 
 
 def kind(schema: Schema) -> list[tuple[str, str]]:
-    """Describe a type in words: each is a text and the name of the schema that it leads to, or an empty text."""
+    """Return the description of a type as parts: each is a text and the name of the schema it links to, or ''."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return [(name, name)]

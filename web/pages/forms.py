@@ -1,4 +1,4 @@
-"""The forms of the pages: each does what an endpoint of the API does, and then leads to a page."""
+"""The forms of the pages: each does the same as an endpoint of the API, and then redirects to a page."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -13,18 +13,18 @@ from callboard.web.pages import words
 from callboard.web.pages.page import Parts, render
 from callboard.web.parameters import DryRun, Refused
 
-#: Of more items than this, the deletion of a job asks for the job's name.
+#: To delete a job with more items, its name must be typed.
 DELETED_WITHOUT_NAME = 10_000
 
 
 class Delete(msgspec.Struct, forbid_unknown_fields=True):
-    """The name of the job, where it is asked for."""
+    """The typed name of the job, if the form asks for it."""
 
     name: str | None = None
 
 
 class SomeLimits(msgspec.Struct, forbid_unknown_fields=True):
-    """Limits, as they are typed."""
+    """Limits, as typed texts."""
 
     max_failures: str | None = None
     concurrency: str | None = None
@@ -34,7 +34,7 @@ class SomeLimits(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def form(act: Callable[[Call[Any, Any]], Awaitable[object]]) -> Callable[[Call[Any, Any]], Awaitable[Response]]:
-    """A handler that does this to a job and leads to its page."""
+    """Return a handler that applies this action to a job and redirects to its page."""
 
     async def handler(call: Call[Any, Any]) -> Response:
         await act(replace(call, query=DryRun()))
@@ -44,7 +44,7 @@ def form(act: Callable[[Call[Any, Any]], Awaitable[object]]) -> Callable[[Call[A
 
 
 async def confirm_cancel(call: Call[Parts, NoBody]) -> Response:
-    """Ask before a job is cancelled."""
+    """Ask for confirmation before a job is cancelled."""
     job = await call.find_job(call.job)
     left = await _concerned(call, actions.cancel)
     return _confirm(
@@ -55,34 +55,34 @@ async def confirm_cancel(call: Call[Parts, NoBody]) -> Response:
 
 
 async def confirm_delete(call: Call[Parts, NoBody]) -> Response:
-    """Ask before a job is deleted."""
+    """Ask for confirmation before a job is deleted."""
     job = await call.find_job(call.job)
     items = await _concerned(call, actions.delete)
     return _confirm(
         call, f"Delete {job['name']}?",
-        consequence=f"Its {words.count(items, 'item')}, with results, errors and history, are lost for ever.",
+        consequence=f"Its {words.count(items, 'item')}, with results, errors and history, will be lost.",
         verb="Delete the job", leave="Keep it", name_of=job["name"] if _asks_for_name(job) else None,
     )  # fmt: skip
 
 
 async def delete(call: Call[Any, Any]) -> Response:
-    """Delete a job that is over."""
+    """Delete a finished job."""
     job = await call.find_job(call.job)
-    typed = (call.body.name or "").split()  # a page shows one blank for any space, and none at the ends
+    typed = (call.body.name or "").split()  # a page collapses white space, so compare words
     if _asks_for_name(job) and typed != job["name"].split():
-        raise Refused(422, "nothing was deleted: the name that was typed is not the job's", code="name")
+        raise Refused(422, "nothing was deleted: the typed name is not the name of the job", code="name")
     await actions.delete(replace(call, query=DryRun()))
     return RedirectResponse("../../", 303)
 
 
 async def run_again(call: Call[Any, Any]) -> Response:
-    """Run the items of a job that ended again, as a new job."""
+    """Run the items of a finished job again, as a new job."""
     made = await submissions.run_again(call)
     return RedirectResponse(f"../{made.content['id']}", 303)
 
 
 async def limit(call: Call[Any, Any]) -> Response:
-    """Change limits of a job: a field that is empty stays as it is, and the word none takes a limit away."""
+    """Change limits of a job: an empty field changes nothing, and the word none removes a limit."""
     given = {name: value.strip() for name, value in msgspec.to_builtins(call.body).items() if value}
     changes = {name: None if value == "none" else value for name, value in given.items()}
     try:
@@ -94,13 +94,13 @@ async def limit(call: Call[Any, Any]) -> Response:
 
 
 async def recount(call: Call[Any, Any]) -> Response:
-    """Recount a job from its items, and show what differs."""
+    """Recount a job from its items, and show the differences."""
     found = await charts.verify(call)
     return render(call.request, "recount.html", {"found": found, "job": await call.find_job(call.job)})
 
 
 async def _concerned(call: Call[Any, Any], act: Callable[[Call[Any, Any]], Awaitable[Any]]) -> int:
-    """How many items an action would concern. Raises HTTPException where it can't be done."""
+    """Return how many items an action would change. Raises HTTPException if it is not possible."""
     found = await act(replace(call, query=DryRun(dry_run=True)))
     return int(found["items"])
 

@@ -1,4 +1,4 @@
-"""The page of an item: what it was given, what came of it, and each of its attempts."""
+"""The page of an item: its arguments, its outcome, and each of its attempts."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,13 @@ from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages.page import Parts, render
 from callboard.web.parameters import ITEMS, DryRun
 
-#: Among how many items before an item the one before in its state is looked for: first few, then more; pages of each.
+#: The search for the previous item in a state: how many items back in each of the steps, the maximum number of pages in
+#: #: each step, and the items of a page.
 SPANS, PAGES, PAGE_ITEMS = (200, 20_000, ITEMS), 5, 500
 
 
 class ItemQuery(Parts):
-    """Among which items the next one is, and which parts of the page."""
+    """The state that the links to the previous and next item keep, and which parts of the page to render."""
 
     state: ItemState | None = None
 
@@ -41,7 +42,7 @@ async def item(call: Call[ItemQuery, NoBody]) -> Response:
 
 
 async def _previous(call: Call[ItemQuery, NoBody], position: int) -> int | None:
-    """The item before, in the state that is asked for. None: there is none, or too many far before to look for it."""
+    """Return the previous item in the requested state; None if there is none, or if it is too far back to search."""
     state = call.query.state
     if state is None:
         return position - 1 if position else None
@@ -61,8 +62,8 @@ async def _previous(call: Call[ItemQuery, NoBody], position: int) -> int | None:
 
 
 def _timeline(job: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, str]]:
-    """List the events of the item, each with its time, in order. No row keeps when a bulk item was stored, which was
-    after its job was created, nor when an item was published, which was before it started.
+    """Return the events of the item in order, each with its time. No row has the time when a bulk item was stored
+    (after its job was created), nor when an item was published (before it started).
     """
     stored = ("sent", found["sent_at"]) if found["sent_at"] else ("job created", job["created_at"])
     events = [stored, ("started", found["first_started_at"])]

@@ -15,14 +15,14 @@ from callboard.web.pages import chart
 from callboard.web.pages.page import Parts, data, render
 from callboard.web.parameters import ITEMS, After
 
-#: Rows of each list.
+#: Maximum rows of a list, and of the list of items.
 ROWS, ITEM_ROWS = 20, 25
-#: Pages of items that are read to find one that is not empty: of a rare state most are, and each looks at many items.
+#: Maximum number of pages that are read to find items in a rare state: most pages are then empty.
 LOOKS = 20
 
 
 class JobQuery(Parts):
-    """Which items, and which parts of the page."""
+    """Which items, and which parts of the page to render."""
 
     state: ItemState | None = None
     error: str | None = None
@@ -35,7 +35,7 @@ JobCall = Call[JobQuery, NoBody]
 
 
 async def _head(call: JobCall, job: Row) -> Row | None:
-    """The action that paused the job, if it is paused."""
+    """Return the action that paused the job; None if it is not paused."""
     done = await _history(call, job) if job["state"] == "paused" else []
     return next((one for one in done if one["action"] == "pause"), None)
 
@@ -45,7 +45,7 @@ async def _nothing(_call: JobCall, _job: Row) -> None:
 
 
 async def _running(call: JobCall, job: Row) -> list[Row]:
-    """The items in hand, of a job of stages those of the stage that has some."""
+    """Return the running items; for a job of stages, those of the running stage."""
     if not job["running"]:
         return []
     owner = next((stage["job"] for stage in job["stages"] if stage["running"]), job["id"])
@@ -62,13 +62,13 @@ async def _chart(call: JobCall, job: Row) -> dict[str, Any]:
 
 
 async def _errors(call: JobCall, job: Row) -> list[list[Row]]:
-    """The groups of errors that are shown, and those that are folded."""
+    """Return the error groups that are shown, and those that are folded."""
     found = await call.read(queries.errors(job["id"]))
     return [batch for batch in (found[:ROWS], found[ROWS:]) if batch]
 
 
 async def _lanes(call: JobCall, job: Row) -> dict[str, Any]:
-    """The lanes that are shown, whether there are more, and up to which number those that wait are counted."""
+    """Return the lanes that are shown, whether there are more, and the number up to which waiting items are counted."""
     found = await call.read(queries.lanes(job["id"])) if job["limits"].get("concurrency_by") else []
     return {"rows": found[:ROWS], "more": len(found) > ROWS, "counted": queries.MAX_ROWS}
 
@@ -96,7 +96,7 @@ async def _history(call: JobCall, job: Row) -> list[Row]:
     return found
 
 
-#: The parts of the page that are made anew by themselves, and what reads their rows.
+#: The parts of the page that update separately, and the functions that read their rows.
 PARTS: dict[str, Callable[[JobCall, Row], Awaitable[Any]]] = {
     "head": _head,
     "chart": _chart,

@@ -1,4 +1,4 @@
-"""The form of the list that does something to many jobs: it asks before what can't be taken back, with exact counts."""
+"""The form of the list that acts on many jobs: it asks for confirmation with exact counts if needed."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,12 +15,12 @@ from callboard.web.pages import words
 from callboard.web.pages.page import render
 from callboard.web.parameters import Refused
 
-#: Actions that need no question if the jobs are chosen one by one; how many match a search is only known by asking.
+#: Actions that need no confirmation if the jobs are selected one by one. A search may match an unexpected number.
 HARMLESS = ("pause", "resume")
 
 
 class Many(msgspec.Struct, forbid_unknown_fields=True):
-    """An action on many jobs: on those that are chosen, or on all of a search."""
+    """An action on many jobs: the selected ones, or all that match a search."""
 
     what: Literal["pause", "resume", "retry", "cancel", "delete"]
     ids: bulk.Ids | None = None
@@ -30,10 +30,10 @@ class Many(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def many(call: Call[Any, Any]) -> Response:
-    """Do it, or ask first."""
+    """Run the action, or ask for confirmation first."""
     body: Many = call.body
     if not body.all and not body.ids:
-        raise Refused(422, "no job is chosen", code="ids")
+        raise Refused(422, "no job is selected", code="ids")
     back = "../?" + urlencode({"q": body.q or ""})
     if body.sure or (body.what in HARMLESS and not body.all):
         await _act(call, dry_run=False)
@@ -44,7 +44,7 @@ async def many(call: Call[Any, Any]) -> Response:
     again = [("what", body.what), ("q", body.q or ""), ("all", str(body.all).lower()), ("sure", "true")]
     shown = {
         "question": f"{body.what.capitalize()} {jobs}?",
-        "consequence": f"This concerns {items}.{refused}",
+        "consequence": f"This changes {items}.{refused}",
         "verb": f"{body.what.capitalize()} {jobs}",
         "leave": "Leave them as they are",
         "back": back,
@@ -54,7 +54,7 @@ async def many(call: Call[Any, Any]) -> Response:
 
 
 async def _act(call: Call[Any, Any], *, dry_run: bool) -> BulkAction:
-    """Do it to all of them, in as many steps as the API takes; return the counts and the refusals of all steps."""
+    """Run the action on all jobs, in as many requests as the API needs; return all counts and refusals."""
     body: Many = call.body
     chosen = JobConditions(q=body.q) if body.all else None
     wanted = bulk.ManyJobs(action=body.what, filter=chosen, ids=None if body.all else body.ids, dry_run=dry_run)

@@ -1,5 +1,5 @@
-"""A page: an endpoint that answers with HTML. Its forms answer with the page to go to. A browser that asks for a page
-gets each problem as a page, too.
+"""A page: an endpoint that answers with HTML. Its forms answer with a redirect to a page. A browser that asks for a
+page also gets each problem as a page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ from callboard.web.templating import JINJA
 
 JINJA.globals["words"] = words
 JINJA.globals["ui"] = JINJA.get_template("macros.html").module
-#: The pages of the bar at the top.
+#: The pages in the navigation bar.
 NAV = (("", "Jobs"), ("workers", "Workers"), ("queues", "Queues"), ("docs", "API"))
-#: The blocks of templates that are no parts of a page.
+#: The blocks of templates that can't be requested as parts of a page.
 FRAME = {"title", "top", "main"}
 
 
 class Parts(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Which parts of a page; none: the page."""
+    """Which parts of a page to render; none: the whole page."""
 
     part: list[str] = []
 
 
 class PageEndpoint(Endpoint):
-    """One method of one path of the pages; a body comes from a form."""
+    """One method of one path of the pages; its body is a form."""
 
     __slots__ = ()
 
@@ -43,8 +43,8 @@ class PageEndpoint(Endpoint):
 
 
 class ProblemPages:
-    """ASGI middleware that has problems answered by pages, for a browser that asked for a page: also that of an unknown
-    path, and of a sender who is not let in.
+    """ASGI middleware that renders problems as pages for a browser that asked for a page, also for an unknown path or a
+    refused login.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -53,7 +53,7 @@ class ProblemPages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http" and _wants_page(Request(scope)):
-            # Routes change the path that the request is said to be within.
+            # Routes change the root path of the scope, so these are made before routing.
             scope[AS_PAGE] = partial(_problem_page, Request(scope), root(Request(scope)))
         await self.app(scope, receive, send)
 
@@ -64,7 +64,7 @@ def _wants_page(request: Request) -> bool:
 
 
 def _problem_page(request: Request, at: str, problem: Problem) -> HTMLResponse:
-    # A browser loads the page again as soon as there is a database; a form must not be sent twice.
+    # A browser reloads the page when the database is back; a form must not be sent twice.
     passes = "retry-after" in problem.headers and request.method == "GET"
     shown = {"problem": problem.said, "passes": passes, "root": at}
     page = render(request, "problem.html", shown, status=problem.status_code)
@@ -74,15 +74,15 @@ def _problem_page(request: Request, at: str, problem: Problem) -> HTMLResponse:
 
 
 def root(request: Request) -> str:
-    """The way from a page to where the app is mounted. It is relative, since a proxy may have taken a prefix away."""
+    """Return the relative path from a page to the root of the app: relative, because a proxy may strip a prefix."""
     return "../" * (parameters.path_within(request).count("/") - 1) or "./"
 
 
 def render(
     request: Request, template: str, context: Mapping[str, Any], *, parts: Sequence[str] = (), status: int = 200
 ) -> HTMLResponse:
-    """A page; or only `parts` of it, which are blocks of its template, if any are given. Raises Refused for a part that
-    the page does not have.
+    """Return a page, or only `parts` of it, which are blocks of its template. Raises Refused for a part that the page
+    does not have.
     """
     who = request.scope.get(access.IDENTITY, access.NOBODY)
     is_named = who is not access.EVERYONE and who is not access.NOBODY and who.job is None
@@ -102,7 +102,7 @@ def render(
             **context,
         }
     )
-    # Once each: to repeat one costs a sender some bytes, and the event loop the making of the part.
+    # Render each part once: a sender could repeat names cheaply and make the event loop busy.
     blocks = [page.blocks[name] for name in dict.fromkeys(parts)] or [page.root_render_func]
     # A result may contain half of a surrogate pair.
     made = "".join(text for block in blocks for text in block(values))
@@ -110,7 +110,7 @@ def render(
 
 
 def _nav(who: Identity) -> Sequence[tuple[str, str]]:
-    """The pages that somebody may see."""
+    """Return the pages that a login may see."""
     if who.job is not None or not who.scopes:
         return ()
     seen = NAV if who.tenant is None else (NAV[0], NAV[-1])
@@ -118,5 +118,5 @@ def _nav(who: Identity) -> Sequence[tuple[str, str]]:
 
 
 def data(value: Any, kind: type[msgspec.Struct]) -> str:
-    """Return the answer of the API for a script of the page, in an element of data: no text can end that element."""
+    """Return the API's answer for a script of the page, escaped so that no text can end the data element."""
     return encode(msgspec.convert(value, kind)).decode().replace("<", "\\u003c")

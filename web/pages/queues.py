@@ -1,4 +1,4 @@
-"""The page of the queues, and of the dead letters of one."""
+"""The page of the queues, and the page of a queue's dead letters."""
 
 from typing import Any
 
@@ -22,6 +22,6 @@ async def dead_letters(call: Call[Any, NoBody]) -> Response:
 
 
 async def put_back(call: Call[Any, Any]) -> Response:
-    """Put dead letters back."""
+    """Move dead letters back to their queue."""
     await endpoints.put_back(call)
     return RedirectResponse("dead-letters", 303)

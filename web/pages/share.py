@@ -1,4 +1,4 @@
-"""A page, a page to embed and a badge show one job to a holder of a token for it; a form makes that token."""
+"""A page, an embedded page and a badge that show one job to the holder of its token; and the form for the token."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,30 +13,30 @@ from callboard.web.pages.page import Parts, data, render
 
 
 class Share(msgspec.Struct, forbid_unknown_fields=True):
-    """How long the token lasts, as a span like 30d; nothing: for ever."""
+    """The lifetime of the token, as a time span like 30d; empty: forever."""
 
     expires: str | None = None
 
 
 async def share(call: Call[Parts, NoBody]) -> Response:
-    """Show how far a job is, and nothing of its items."""
+    """Show the progress of a job, without its items."""
     return await _page(call, embedded=False)
 
 
 async def embed(call: Call[Parts, NoBody]) -> Response:
-    """Show the page of a shared job so that a page of any site may have it in a frame."""
+    """Show the page of a shared job; pages of any site may embed it in a frame."""
     return await _page(call, embedded=True)
 
 
 async def badge(call: Call[Any, NoBody]) -> Response:
-    """Show how far a job is as an image."""
+    """Show the progress of a job as an image."""
     answer = render(call.request, "badge.svg", {"job": await call.find_job(call.job)})
     answer.headers["Content-Type"] = "image/svg+xml"
     return answer
 
 
 async def make(call: Call[Any, Any]) -> Response:
-    """Make a token that shows this job, and say where."""
+    """Make a share token of this job, and show its URLs."""
     job = await call.find_job(call.job)
     wanted = tokens.NewToken(name=f"share of job {call.job}"[:100], job=call.job, expires=call.body.expires)
     made = await tokens.create(replace(call, body=wanted))

@@ -1,4 +1,4 @@
-"""The page of the tokens."""
+"""The page of tokens."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,12 +13,12 @@ from callboard.web.parameters import Page
 
 
 async def tokens(call: Call[Page, NoBody]) -> Response:
-    """Show the tokens that let somebody in."""
+    """Show the valid tokens."""
     return await _page(call)
 
 
 async def create(call: Call[Any, endpoints.NewToken]) -> Response:
-    """Make a token, and show it: its secret is not shown again."""
+    """Create a token and show its secret, which is not shown again."""
     return await _page(replace(call, query=Page()), made=await endpoints.create(call))
 
 

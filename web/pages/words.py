@@ -1,4 +1,4 @@
-"""How the pages say numbers, times and what was done to a job. The scripts say what they update in the same words."""
+"""The wording of numbers, times and actions on the pages. The scripts use the same words for live updates."""
 
 import json
 import re
@@ -19,40 +19,40 @@ __all__ = ["count", "duration", "left", "parsed", "percent", "rate", "shown_stat
 
 Job = Mapping[str, Any]
 
-#: Seconds below which a span is shown in milliseconds, and with its tenths.
+#: Time spans below these are shown in milliseconds, and with tenths of a second.
 TINY_SECONDS, SHORT_SECONDS = 1, 10
-#: Lines and characters of a text that are shown, and from which number on the rest is folded.
+#: Maximum lines and characters of a text that are shown; the rest is folded.
 SHOWN_LINES, SHOWN_CHARS = 20, 3_000
 FEW_LINES, FEW_CHARS = 5, 500
-#: The words for an item that waits, for which no row has a time.
+#: The texts for a waiting item, for which no row has a time.
 WAITING = {"pending": "stored, not published yet", "queued": "published or being published, not started yet"}
-#: In the order of the bar, finished states first: the left part of the bar only ever grows.
+#: The states in the order of the bar, final states first, so that the left part of the bar only grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
 
-#: A time of the API in a sentence.
+#: A time of the API within a sentence.
 _TIME = re.compile(r"\b(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)")
-#: The first line of a frame, that of a group of exceptions too; and the files of libraries, and of Python.
+#: The first line of a frame, also within an exception group; and the files of libraries and of Python.
 _FRAME = re.compile(r'(?P<depth>[ |]*)File "(?P<file>[^"]*)", line \d+')
 _LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]python[\d.]+[/\\]|^<frozen ")
 
 
 def number(value: float | None) -> str:
-    """A number with its thousands apart."""
+    """Return a number with thousands separators."""
     return "–" if value is None else amount(value)
 
 
 def begun(detail: str) -> str:
-    """The detail of a problem as a sentence of its own."""
+    """Return the detail of a problem as a full sentence."""
     return detail[:1].upper() + detail[1:]
 
 
 def done(job: Job) -> int:
-    """How many items have an outcome."""
+    """Return how many items have an outcome."""
     return int(job["succeeded"] + job["failed"] + job["skipped"])
 
 
 def between(first: str, last: str) -> str:
-    """How long it took from one time to another; short ones in milliseconds, or with their tenths."""
+    """Return the time span between two times as text; short spans in milliseconds, or with tenths of a second."""
     took = max((parsed(last) - parsed(first)).total_seconds(), 0)
     if took < TINY_SECONDS:
         return f"{1000 * took:.0f} ms"
@@ -60,58 +60,58 @@ def between(first: str, last: str) -> str:
 
 
 def utc(time: str) -> str:
-    """A time in UTC, for a browser without scripts: these show it in the reader's zone."""
+    """Return a time in UTC, for browsers without scripts; scripts show it in the reader's time zone."""
     return f"{time[:10]} {time[11:19]} UTC"
 
 
 def time(iso: str) -> Markup:
-    """A time of the API as an element of the page."""
-    return Markup(f'<time datetime="{iso}">{utc(iso)}</time>')  # noqa: S704 - it was made of a time
+    """Return a time of the API as an HTML element."""
+    return Markup(f'<time datetime="{iso}">{utc(iso)}</time>')  # noqa: S704 - made from a time
 
 
 def now() -> str:
-    """The time at which a page is made: by it the page's scripts know how wrong the browser's clock is."""
+    """Return the server's time, by which the scripts of a page correct the browser's clock."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def timed(text: str) -> Markup:
-    """A sentence with its times as those of the page."""
+    """Return a sentence as HTML, with its times as elements."""
     parts = _TIME.split(text)
     pairs = zip_longest(parts[::2], map(time, parts[1::2]), fillvalue=Markup())
     return Markup().join(part for pair in pairs for part in pair)
 
 
 def took(job: Job) -> str:
-    """How long a job took that is over."""
+    """Return the duration of a finished job."""
     return between(job["started_at"], job["finished_at"]) if job["started_at"] and is_over(job) else ""
 
 
 def far(job: Job) -> str:
-    """How far it is, by its share and by its items."""
+    """Return the progress of a job in percent and in items."""
     return f"{percent(job['progress'])}, {number(done(job))} of {count(job['total'], 'item')}"
 
 
 def is_over(job: Job) -> bool:
-    """Whether it ended."""
+    """Return whether a job has ended."""
     return job["state"] in JOB_FINAL
 
 
 def consequence_of_cancel(job: Job, left: int) -> str:
-    """Say what a cancel does to a job of which so many items have not started."""
+    """Describe the effect of a cancel on a job. `left`: the number of items that have not started."""
     items = (
-        f"{count(left, 'item')} that did not start will not, unless they are run again by hand."
+        f"{count(left, 'item')} that did not start will not run, unless you retry them."
         if left
-        else "No item of it waits to start."
+        else "None of its items waits to start."
     )
-    if job["sealed"] or job["standing"]:  # what is sent outside of any job goes on in another standing job
+    if job["sealed"] or job["standing"]:  # later plain sends go to another standing job
         return items
-    return f"{items} {'Stages that are not made yet will not be.' if job['stages'] else 'It takes no more items.'}"
+    return f"{items} {'Further stages will not be made.' if job['stages'] else 'It takes no more items.'}"
 
 
 def bar(job: Job) -> Markup:
-    """The parts of a job's bar, in percent of its width; those that failed last, on top.
+    """Return the parts of a job's bar, in percent of its width; failed items come last, on top.
 
-    Made here, not in the template: a list has eight parts a job, which would take half of the time that it takes.
+    Built here, not in the template: the eight parts of each job would take half of the time of a list.
     """
     parts, begin = {}, 0.0
     for state in STATES:
@@ -120,12 +120,12 @@ def bar(job: Job) -> Markup:
         parts[state] = f'<rect data-state="{state}" x="{begin:.3f}%" y="-20%" width="{shown}%" height="140%"/>'
         begin += width
     failed = parts.pop("failed")
-    return Markup("".join((*parts.values(), failed)))  # noqa: S704 - of names of states, and numbers
+    return Markup("".join((*parts.values(), failed)))  # noqa: S704 - names of states, and numbers
 
 
 def _share(job: Job, state: str) -> float:
-    """The share of the bar that a state has. Stages have equal parts of it, as they have of the percent: a stage
-    without items yet leaves its part empty.
+    """Return the share of a state in the bar. All stages have equal parts, as in the percentage: the part of a stage
+    without items is empty.
     """
     if stages := job.get("stages"):
         return sum(_share(stage, state) for stage in stages) / len(stages)
@@ -135,7 +135,7 @@ def _share(job: Job, state: str) -> float:
 
 
 def mean_rate(job: Job) -> str:
-    """The rate of an open job since its start, in words; nothing before an item is done."""
+    """Return the mean rate of an open job as text; empty before the first item has ended."""
     if is_over(job) or not job["started_at"] or not done(job):
         return ""
     seconds = since(job["started_at"])
@@ -143,7 +143,7 @@ def mean_rate(job: Job) -> str:
 
 
 def budget(job: Job) -> str:
-    """How many items failed, and how many may; nothing where any number may."""
+    """Return how many items failed and how many may fail; empty without a failure limit."""
     most = job["limits"].get("max_failures")
     if most is None:
         return ""
@@ -153,7 +153,7 @@ def budget(job: Job) -> str:
 
 
 def limits(given: Mapping[str, Any]) -> str:
-    """Limits by the names that the API and the command line have for them; one that was removed is `none`."""
+    """Return limits with their names in the API and on the command line; a removed limit is `none`."""
     return ", ".join(f"{name} {'none' if value is None else value}" for name, value in given.items())
 
 
@@ -176,37 +176,37 @@ _ACTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {"limit": limits, "ret
 
 
 def action(row: Mapping[str, Any]) -> str:
-    """Say what was done to a job."""
+    """Return a description of an action on a job."""
     words = _ACTIONS.get(row["action"], lambda detail: detail.get("reason"))(row["detail"])
     return f"{row['action']}: {words}" if words else str(row["action"])
 
 
 def kept_until(job: Job) -> str | None:
-    """The time until which a job that is over is kept, by its limit or the sweep's setting; None: it is not deleted."""
+    """Return until when a finished job is kept, by its limit or the sweep's setting; None: it is never deleted."""
     keep = job["limits"].get("keep")
     seconds = KEEP.get() if keep is None else keep_span("keep", keep)
     return None if seconds is None else (parsed(job["finished_at"]) + timedelta(seconds=seconds)).isoformat()
 
 
 def spark(rates: Sequence[float]) -> str:
-    """The points of a line through rates, in a box of 60 by 16."""
+    """Return the points of an SVG line through rates, in a box of 60 by 16."""
     top, last = max(rates, default=0) or 1, max(len(rates) - 1, 1)
     return " ".join(f"{60 * at / last:.1f},{15 - 14 * one / top:.1f}" for at, one in enumerate(rates))
 
 
 def has_unmade_stage(job: Job, state: str) -> bool:
-    """Whether it ended so since one of its stages was never made."""
+    """Return whether a job has this state because one of its stages was never made."""
     return job["state"] == state and any(not stage["sealed"] and stage["state"] == state for stage in job["stages"])
 
 
 def parts(stage: Job) -> str:
-    """How many items of a stage are in which state."""
+    """Return the counts of a stage by state, as text."""
     present = ", ".join(f"{stage[state]:,} {state}" for state in STATES if stage[state])
     return present or ("no items" if stage["sealed"] else "not made yet")
 
 
 def frames(traceback: str) -> list[tuple[int, str]]:
-    """The parts of a traceback, each with its text: so many frames of libraries in a row, or (0) the others."""
+    """Return the parts of a traceback, each as (number of consecutive library frames, or 0 for other lines; text)."""
     found: list[tuple[int, list[str]]] = []
     depth, library = "", False
     for line in traceback.splitlines(keepends=True):
@@ -225,24 +225,24 @@ def frames(traceback: str) -> list[tuple[int, str]]:
 
 
 def log_link(item: Mapping[str, Any]) -> str | None:
-    """Where the log of an item is, by the setting; None: nobody said."""
+    """Return the URL of an item's log, by the setting CALLBOARD_LOG_LINK; None if it is not set."""
     address = LOG_LINK.get()
     values = {name: quote(str(item[name] or ""), safe="") for name in LOG_FIELDS}
     return address.format_map(values) if address else None
 
 
 def pace(job: Job) -> str:
-    """The rate of a job that moves."""
+    """Return the rate of a running job as text."""
     return rate(job["rate"]) if done(job) and not job["stalled"] and job["rate"] else ""
 
 
 def plain(value: Any) -> str:
-    """A value as JSON; a text as it is."""
+    """Return a value as JSON; a text unchanged."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def given(item: Mapping[str, Any]) -> Any:
-    """The arguments of an item: those by position, those by name, or both."""
+    """Return the arguments of an item: positional ones, keyword ones, or both."""
     if item["args"] is None:
         return item["args_text"]
     if item["args"] and item["kwargs"]:
@@ -251,31 +251,31 @@ def given(item: Mapping[str, Any]) -> Any:
 
 
 def pretty(value: Any) -> str:
-    """A value as JSON over several lines; a text as it is."""
+    """Return a value as indented JSON; a text unchanged."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def pretty_text(text: str) -> str:
-    """A text that is JSON over several lines; another one as it is."""
+    """Return a JSON text with indentation; any other text unchanged."""
     strict, value = parse_strict_json(text)
     return pretty(value) if strict and isinstance(value, dict | list) else text
 
 
 def folded(text: str) -> tuple[str, str]:
-    """The begin of a text, and its rest, which is folded; nothing of a text that is not much longer."""
+    """Return the shown part of a text, and the rest to fold; '' if the text is not much longer."""
     begin = "".join(text.splitlines(keepends=True)[:SHOWN_LINES])[:SHOWN_CHARS]
     rest = text[len(begin) :]
     return (begin, rest) if rest.count("\n") >= FEW_LINES or len(rest) >= FEW_CHARS else (text, "")
 
 
 def more(rest: str) -> str:
-    """How long the rest of a text is."""
+    """Return the length of the folded rest of a text, in words."""
     lines = rest.count("\n") + 1
     return count(lines, "more line") if lines > FEW_LINES else count(len(rest), "more character")
 
 
 def arguments(item: Mapping[str, Any]) -> str:
-    """The arguments of an item as a call has them."""
+    """Return the arguments of an item in the form of a call."""
     if item["args"] is None:
         return str(item["args_text"] or "")
     named = (f"{name}={plain(value)}" for name, value in item["kwargs"].items())
@@ -283,7 +283,7 @@ def arguments(item: Mapping[str, Any]) -> str:
 
 
 def outcome(item: Mapping[str, Any]) -> str:
-    """The error of an item, or its result."""
+    """Return the error of an item, or its result."""
     if error := item["error"]:
         return ": ".join(filter(None, (error["type"], error["message"])))
     if item["result_text"] is not None:

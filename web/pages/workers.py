@@ -1,4 +1,4 @@
-"""The page of the worker processes."""
+"""The page of worker processes."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,13 +13,13 @@ from callboard.web.workers import WorkerFilter
 
 
 class WorkersQuery(Parts):
-    """Where the list of workers that ended goes on, and which parts of the page."""
+    """The cursor of the list of ended workers, and which parts of the page to render."""
 
     after: After = None
 
 
 async def workers(call: Call[WorkersQuery, NoBody]) -> Response:
-    """Show the workers that are alive, and those that ended lately."""
+    """Show the living workers, and those that ended recently."""
     asked: Call[Any, NoBody] = call
     found = await endpoints.workers(replace(asked, query=WorkerFilter(after=call.query.after)))
     alive = await endpoints.workers(replace(asked, query=WorkerFilter(state="alive", limit=500)))

@@ -1,11 +1,11 @@
-// <callboard-progress job="17" token="cb_…">: how far a job is, in a page of any site. It follows the job by events, and asks
-// again and again where there are none.
+// <callboard-progress job="17" token="cb_…">: the progress of a job, on a page of any site. It follows the job by events, and
+// polls while it gets none.
 
 import { FINAL, percent, fill, shownState } from "./words.js";
 
 const AGAIN_MS = 2000;
 const ANSWER_MS = 5000;
-// A stream says something at once, and then each 15 s; one that does not is kept by a proxy, or its other end is gone.
+// A stream sends an event at once, and then at least every 15 s; otherwise a proxy buffers it, or the connection is broken.
 const SILENT_MS = 40000;
 const STATES = ["succeeded", "skipped", "cancelled", "retrying", "running", "queued", "pending", "failed"];
 const SHEET = new CSSStyleSheet();
@@ -74,14 +74,14 @@ class CallboardProgress extends HTMLElement {
     try {
       const answer = await fetch(this.#address(""), { signal: AbortSignal.timeout(ANSWER_MS) });
       if (answer.ok) this.#show((job = await answer.json()));
-      const own = answer.headers.get("content-type")?.startsWith("application/problem+json");  // and no proxy's
+      const own = answer.headers.get("content-type")?.startsWith("application/problem+json");  // not a proxy's
       const missing = answer.status === 404 && own;
-      refused = missing || [401, 403].includes(answer.status);  // the job is deleted, or its token is over
+      refused = missing || [401, 403].includes(answer.status);  // the job is deleted, or its token is not valid
     } catch {
-      // asked again below
+      // retried below
     }
     this.shadowRoot.querySelector("p").classList.toggle("lost", !job);
-    if (refused) this.shadowRoot.querySelector("[part=state]").textContent = "not shown any more";
+    if (refused) this.shadowRoot.querySelector("[part=state]").textContent = "no longer shown";
     else if (this.isConnected && !FINAL.includes(job?.state)) this.timer = setTimeout(() => this.#follow(), AGAIN_MS);
   }
 

@@ -1,4 +1,4 @@
-// What the column of the chart that the pointer is over says.
+// Shows the numbers of the chart column under the pointer.
 
 import { text } from "./words.js";
 

@@ -1,4 +1,4 @@
-// Forms without a reload: an action is sent, and the page made anew; a question opens in a dialog.
+// Forms without a reload: an action is sent and the page refreshed; a confirmation opens in a dialog.
 
 import { Lost, ask, leave, refreshAll } from "./live.js";
 import { number, text } from "./words.js";
@@ -17,17 +17,17 @@ export function show(...nodes) {
 async function question(url) {
   const here = new URL(url);
   here.searchParams.append("part", "confirm");
-  const answer = await ask(here, { redirect: "manual" });  // the status of a redirect is 0 then
+  const answer = await ask(here, { redirect: "manual" });  // a redirect then has status 0
   if (!answer.ok && answer.status) return refuse(answer.body);
   const form = parsed(answer.body).querySelector("#confirm");
-  if (!form) return leave(url);  // a login asks first
+  if (!form) return leave(url);  // the answer is a login page
   form.action = url;
   show(form);
 }
 
 async function act(form, button) {
   const body = new URLSearchParams(new FormData(form, button));
-  const answer = await ask(form.action, { method: "POST", body, signal: null });  // it may take long
+  const answer = await ask(form.action, { method: "POST", body, signal: null });  // no timeout: it may take long
   dialog.close();
   if (!answer.ok) return refuse(answer.body);
   refused.hidden = true;
@@ -39,7 +39,7 @@ async function act(form, button) {
   if (new URL(answer.url).pathname !== document.location.pathname) return leave(answer.url);
   await refreshAll();
   showChosen();
-  // The button may be gone, and the focus with it: somebody with a keyboard goes on at the next one.
+  // The focused button may have been removed: move the focus to the next one, for users of a keyboard.
   if (document.activeElement === document.body) document.querySelector(".acts button, h1")?.focus();
 }
 
@@ -48,14 +48,14 @@ function refuse(body) {
   try {
     ({ detail } = JSON.parse(body));
   } catch {
-    // somebody else answered, like a proxy
+    // the answer of a proxy, for example
   }
-  text(refused, typeof detail === "string" ? detail : "the server did not answer as it should");
+  text(refused, typeof detail === "string" ? detail : "the server gave an unexpected answer");
   refused.hidden = false;
   refused.scrollIntoView({ block: "nearest" });
 }
 
-// The texts of what a button stands in, folded or not. Without HTTPS a page has no clipboard, but it may copy a selection.
+// Copies all texts of the button's container, also folded ones. Without HTTPS a page has no clipboard, but may copy a selection.
 async function copy(button) {
   const whole = [...button.closest("[data-whole]").querySelectorAll("pre")].map((one) => one.textContent).join("");
   if (navigator.clipboard) await navigator.clipboard.writeText(whole);
@@ -71,16 +71,16 @@ async function copy(button) {
   setTimeout(() => text(button, "Copy"), COPIED_MS);
 }
 
-// How many jobs a button of the list concerns; the label of the box says how many match.
+// Shows how many jobs are selected. The label of the checkbox shows how many jobs match.
 function showChosen() {
   const chosen = document.querySelectorAll(".jobs input:checked").length;
   const node = document.getElementById("chosen");
-  if (node) text(node, document.querySelector("#bulk [name=all]:checked") ? "" : `${number(chosen)} chosen`);
+  if (node) text(node, document.querySelector("#bulk [name=all]:checked") ? "" : `${number(chosen)} selected`);
 }
 
 export function forms() {
   document.addEventListener("change", showChosen);
-  showChosen();  // a browser that goes back keeps what was chosen
+  showChosen();  // a browser that goes back keeps the selection
   document.documentElement.dataset.scripts = "on";
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy]");
@@ -96,7 +96,7 @@ export function forms() {
     } catch (error) {
       if (!(error instanceof Lost)) throw error;
       dialog.close();
-      text(refused, "the server can't be reached, so nothing is known of what it did");
+      text(refused, "the server can't be reached; the action may or may not be done");
       refused.hidden = false;
     } finally {
       form.removeAttribute("aria-busy");

@@ -1,4 +1,4 @@
-// The keyboard: off inside fields and dialogs, and where a key has another meaning with Ctrl, Alt or Meta.
+// Keyboard shortcuts. They are off inside fields and dialogs, and with Ctrl, Alt or Meta.
 
 import { show } from "./forms.js";
 import { root, togglePause } from "./live.js";
@@ -6,7 +6,7 @@ import { root, togglePause } from "./live.js";
 const PLACES = { j: "", w: "workers", q: "queues" };
 const KEYS = [
   ["/", "search"], ["j k", "next and previous row"], ["Enter", "open the row"], ["x", "select the row"],
-  ["p", "pause the updates, and go on"], ["g j, g w, g q", "jobs, workers, queues"], ["?", "these keys"],
+  ["p", "pause or resume the updates"], ["g j, g w, g q", "jobs, workers, queues"], ["?", "these keys"],
 ];
 let gone = -Infinity;
 

@@ -1,5 +1,5 @@
-// Keeps a page true: numbers come by an event stream, lists as parts of the page, both by polling where no stream is to be
-// had. One stream a tab, closed while the tab is hidden.
+// Keeps a page up to date: numbers come by an event stream, lists as parts of the page; both by polling if no stream works.
+// There is one stream per tab, closed while the tab is hidden.
 
 import { morph } from "./morph.js";
 import { FINAL, count, fill, number, percent, shownState, tell, text } from "./words.js";
@@ -12,15 +12,15 @@ const LOST_POLL_MS = 3000;
 const PART_MS = 2000;
 const OVERTAKEN_MS = 30000;
 const STREAM_AGAIN_MS = 5000;
-// A stream says something at once, and then each 15 s; one that does not is kept by a proxy, or its other end is gone.
+// A stream sends an event at once, and then at least every 15 s; otherwise a proxy buffers it, or the connection is broken.
 const SILENT_MS = 40000;
 const SILENT_AGAIN_MS = 60000;
 const SPEAK_MS = 10000;
-// A page that is refused its first question, as by a proxy that lets only pages through, would be refused it after each
-// reload.
+// If the first request of a page is refused, for example by a proxy that passes only pages, it is refused after each reload
+// too. So reload at most this often.
 const RELOAD_MS = 30000;
 
-// The address of a page that is shared has a token in it, which its requests need, too.
+// The address of a shared page has a token, which its requests need too.
 const token = new URLSearchParams(document.location.search).get("token");
 
 function api(path) {
@@ -29,7 +29,7 @@ function api(path) {
   return url;
 }
 
-const pill = document.getElementById("live") ?? document.createElement("button");  // an embedded page has none
+const pill = document.getElementById("live") ?? document.createElement("button");  // an embedded page has no pill
 const page = document.querySelector("[data-poll]");
 const onScreen = new Set();
 const stale = new Set();
@@ -43,15 +43,14 @@ let silence = 0;
 let paused = false;
 let latest = null;
 let shown = 0;
-let overtaken = 0;  // until when something that was read before it may still come
+let overtaken = 0;  // until when an older state may still arrive
 let refreshed = 0;
 let refreshing = false;
 let spoken = ["", 0];
 let leaving = false;
 let answered = false;
 
-// The states of the pill: live, paused, reconnecting in so many seconds. What a page that lost its connection shows is
-// grey.
+// The states of the pill: live, paused, reconnecting in n seconds. Without a connection the page is grey.
 function connected(yes) {
   const state = paused ? "paused" : yes ? "live" : "reconnecting";
   const seconds = Math.ceil((again - performance.now()) / 1000);
@@ -60,10 +59,10 @@ function connected(yes) {
   document.body.classList.toggle("lost", state === "reconnecting");
 }
 
-// The server did not answer, or is in trouble.
+// The server did not answer, or answered with status 5xx.
 export class Lost extends Error {}
 
-// Asks, and reads the whole answer: it may break off in the middle.
+// Sends a request and reads the whole answer, because the connection may break in the middle.
 export async function ask(url, options = {}) {
   let answer, body;
   try {
@@ -76,10 +75,10 @@ export async function ask(url, options = {}) {
   return { ok: answer.ok, status: answer.status, url: answer.url, kind: answer.headers.get("content-type") ?? "", body };
 }
 
-// Reads what the page shows. Where that is gone, or a login refuses it or sends the browser away, the page is loaded anew,
-// and nothing returned. Any other answer than one of `kind` is a proxy's, as while the web app is deployed anew.
+// Reads the data of the page. If it was deleted, or the login refuses it or redirects the browser, reloads the page and
+// returns nothing. An answer of another type than `kind` comes from a proxy, for example during a deploy of the web app.
 async function read(url, kind) {
-  const { ok, status, kind: said, body } = await ask(url, { redirect: "manual" });  // the status of a redirect is 0 then
+  const { ok, status, kind: said, body } = await ask(url, { redirect: "manual" });  // a redirect then has status 0
   const own = said.startsWith(ok ? kind : "application/problem+json");
   if (ok && own) return body;
   const refused = [0, 401, 403].includes(status) && (answered || performance.now() > RELOAD_MS);
@@ -87,18 +86,18 @@ async function read(url, kind) {
   throw new Lost(`a proxy answered ${status}`);
 }
 
-// Goes to another page.
+// Opens another page.
 export function leave(url) {
   leaving = true;
   document.location.assign(url);
 }
 
-// The page is not as it was any more. An action under way, like the deletion of its job, says itself where to go on.
+// Reloads an outdated page, unless an action is in progress: it opens the next page itself.
 function reload() {
   if (!leaving && !document.querySelector("form[aria-busy]")) document.location.reload();
 }
 
-// Runs what asks the server; shows when it is lost.
+// Runs requests to the server, and shows whether the connection is lost.
 async function attempt(work) {
   try {
     await work();
@@ -190,7 +189,7 @@ function wait() {
 }
 
 function takeJob(job) {
-  // It was read before something that the page shows; later than that, the clock of the database was set back.
+  // An older state than the shown one is ignored. If it still comes later, the clock of the database was set back.
   if (Date.parse(job.updated_at) < shown && performance.now() < overtaken) return;
   latest = job;
   fill(document, job);
@@ -201,7 +200,7 @@ function takeJob(job) {
   refreshStale();
 }
 
-// The parts of which something that they watch is not as it was.
+// Returns the parts whose watched fields have changed.
 function moved(job) {
   const found = [...document.querySelectorAll("[data-watch]")].filter((part) => {
     const now = JSON.stringify(part.dataset.watch.split(" ").map((name) => job[name]));
@@ -212,7 +211,7 @@ function moved(job) {
   return found.map((part) => part.id);
 }
 
-// Rows are filled in their places; jobs that came meanwhile wait behind a link, so that nothing moves under the pointer.
+// Rows are updated in place; new jobs wait behind a link, so that nothing moves under the pointer.
 function takeJobs({ jobs, order = jobs.map((job) => job.id) }) {
   const shownRows = new Map([...document.querySelectorAll("[data-job]")].map((row) => [Number(row.dataset.job), row]));
   for (const job of jobs) if (shownRows.has(job.id)) fill(shownRows.get(job.id), job);
@@ -220,7 +219,7 @@ function takeJobs({ jobs, order = jobs.map((job) => job.id) }) {
   const waiting = order.filter((id) => id > newest);
   tell(document);
   const more = document.getElementById("more");
-  if (waiting.length && !newest) return refresh(["jobs"]);  // there is nothing that could move
+  if (waiting.length && !newest) return refresh(["jobs"]);  // an empty list can't move
   more.hidden = !waiting.length;
   text(more.firstElementChild, `${waiting.length === order.length ? "more than " : ""}${number(waiting.length)} new`);
 }
@@ -241,7 +240,7 @@ function refreshStale() {
   refresh(wanted);
 }
 
-// Makes parts of the page anew.
+// Renders parts of the page again.
 export async function refresh(ids) {
   if (refreshing || !ids.length) return;
   refreshing = true;
@@ -307,7 +306,7 @@ export function live() {
   }
   pill.hidden = !document.querySelector("[data-part], [data-poll]");
   pill.addEventListener("click", togglePause);
-  addEventListener("pageshow", ({ persisted }) => { if (persisted) leaving = false; });  // the browser went back to it
+  addEventListener("pageshow", ({ persisted }) => { if (persisted) leaving = false; });  // the browser went back to this page
   document.addEventListener("visibilitychange", () => (document.hidden ? stop() : start()));
   setInterval(tick, 1000);
   start();

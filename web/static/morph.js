@@ -1,5 +1,5 @@
-// Makes one node like another by the fewest changes, so that focus, selection and open <details> survive. Children with an
-// id are known again by it.
+// Changes one node into another with few changes, so that focus, selection and open <details> survive. Children are
+// matched by their id.
 
 export function morph(old, wanted) {
   if (old.nodeType !== Node.ELEMENT_NODE) {
@@ -28,6 +28,6 @@ export function morph(old, wanted) {
   }
 }
 
-// What the reader did to the page: opened a part of it, or moved the focus to it by a key.
+// Attributes that the reader has set: an opened part, or the row that has the focus of the keyboard.
 const kept = (node, name) => (name === "open" && node.tagName === "DETAILS") || name === "data-chosen";
 const alike = (one, other) => one && !one.id && one.nodeName === other.nodeName;

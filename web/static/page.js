@@ -1,4 +1,4 @@
-// What every page does with JavaScript; without it each is a plain page with plain forms.
+// The scripts of every page; without JavaScript each page is plain HTML with plain forms.
 
 import { chart } from "./chart.js";
 import { forms } from "./forms.js";
@@ -11,7 +11,7 @@ const button = document.getElementById("zone");
 
 function showZone() {
   text(button, zone());
-  button.title = "the zone of the times on this page; click to change";
+  button.title = "the time zone of this page; click to change it";
   tell(document);
 }
 

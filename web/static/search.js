@@ -1,4 +1,4 @@
-// The words to choose from complete the last word of the search, behind those that stand there.
+// The suggestions complete the last word of the search; they include the words before it.
 
 export function search() {
   const field = document.getElementById("search");

@@ -1,4 +1,4 @@
-// Numbers, times and the progress of a job in words, as web/pages/words.py says them.
+// Numbers, times and the progress of a job as text, in the same words as web/pages/words.py.
 
 export const FINAL = ["completed", "failed", "cancelled"];
 // In the order of the bar.
@@ -25,8 +25,8 @@ export function duration(seconds) {
   return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
 }
 
-// Milliseconds that the browser's clock is behind that of the server: a page says when it was made. A few are the time
-// that its answer took.
+// Milliseconds by which the browser's clock is behind the server's, from the time in the page. A small difference is the
+// time that the answer took.
 const FEW_MS = 5000;
 const [load] = performance.getEntriesByType("navigation");
 const behind = Date.parse(document.documentElement.dataset.now) - (Date.now() - performance.now() + (load?.responseStart ?? 0));
@@ -55,20 +55,20 @@ function budget({ limits: { max_failures: most }, ...job }) {
 
 const TIME = /\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z/g;
 
-// A time in the chosen zone. The day is left out when it is today.
+// A time in the chosen time zone, without the day if it is today.
 function shortly(time) {
   const [when, now] = [moment(time), moment()];
   return when.slice(0, 10) === now.slice(0, 10) ? when.slice(11) : when.slice(0, 16);
 }
 
-// What a page shows of a job that is not simply one of its numbers.
+// Values of a job that a page shows and that are not plain fields.
 const SHOWN = {
   percent, rate, mean, budget, left, open: (job) => !FINAL.includes(job.state), over: (job) => FINAL.includes(job.state), done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
   pace: (job) => (done(job) && !job.stalled && job.rate ? rate(job) : ""), since: (job) => (job.finished_at ? "ended" : "since"), when: (job) => job.finished_at ?? job.created_at,
   stalled: (job) => (job.stalled ?? "").replace(TIME, shortly), eta: (job) => job.eta ?? "",
 };
 
-// Writes what moved of a job into the nodes that show it.
+// Writes the values of a job into the nodes that show them.
 export function fill(part, job) {
   for (const node of part.querySelectorAll("[data-of]")) {
     const name = node.dataset.of;
@@ -87,12 +87,12 @@ export function fill(part, job) {
   }
 }
 
-// Rates of the line of a job, milliseconds between two of them, and when each line was drawn.
+// Number of rates in a spark line, milliseconds between two rates, and the time when each line was drawn.
 const PACES = 24;
 const SAMPLE_MS = 5000;
 const drawn = new WeakMap();
 
-// The latest rates of an open job as a line; the page has it of samples that are some seconds apart.
+// Draws the latest rates of an open job as a line. The page starts it from samples that are some seconds apart.
 function draw(line, { state, rate }) {
   if (FINAL.includes(state)) return line.toggleAttribute("hidden", true);
   if (performance.now() - (drawn.get(line) ?? 0) < SAMPLE_MS) return;
@@ -118,14 +118,14 @@ function fillBar(bar, job) {
   bar.setAttribute("aria-valuetext", `${percent(job)}, ${number(done(job))} of ${count(job.total, "item")}`);
 }
 
-// Stages have equal parts of the bar, as they have of the percent.
+// All stages have equal parts of the bar, as in the percentage.
 function share(job, state) {
   if (job.stages?.length) return job.stages.reduce((sum, stage) => sum + share(stage, state), 0) / job.stages.length;
   if (job.total) return job[state] / job.total;
   return state === "succeeded" ? job.progress : 0;
 }
 
-// An equal text is left alone, so nothing flickers, and a selection stays.
+// An equal text is not written again, so nothing flickers, and a selection stays.
 export function text(node, value) {
   if (node.textContent !== value) node.textContent = value;
 }
@@ -135,8 +135,8 @@ const LOCAL = Intl.DateTimeFormat().resolvedOptions().timeZone;
 export const zone = () => (store("callboard-zone") === "UTC" ? "UTC" : LOCAL);
 export const toggleZone = () => store("callboard-zone", zone() === "UTC" ? "local" : "UTC");
 
-// A time in the chosen zone, to the second. To make a formatter takes much longer than to use it, and all times of a page
-// are told each second.
+// A time in the chosen time zone, to the second. Formatters are cached, because creating one is slow and all times of a
+// page are updated each second.
 const PARTS = { year: "numeric", month: "numeric", day: "numeric", hour: "numeric", minute: "numeric", second: "numeric" };
 const formatters = {};
 
@@ -145,7 +145,7 @@ function moment(time = now()) {
   return (formatters[timeZone] ??= new Intl.DateTimeFormat("sv", { ...PARTS, timeZone })).format(new Date(time));
 }
 
-// Times in the chosen zone, and spans up to now.
+// Updates times in the chosen time zone, and durations up to now.
 export function tell(part) {
   for (const node of part.querySelectorAll("time[datetime]")) {
     if (!node.dateTime) continue;

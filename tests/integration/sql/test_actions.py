@@ -688,7 +688,7 @@ def test_the_api_refuses(http: httpx.Client, conn: Conn) -> None:
         ("5/actions", None, 404, "there is no job 5"),
         ("JOB/resume", {}, 409, "only a paused job can be resumed"),
         ("JOB/retry", {"json": {"states": ["succeeded"]}}, 422, "states must be some of failed"),
-        ("JOB/retry", {"json": {"state": "failed"}}, 422, "state is not known here; there are states, "),
+        ("JOB/retry", {"json": {"state": "failed"}}, 422, "state is unknown; known are states, "),
         ("JOB/retry", {"json": {"items": [-1]}}, 422, "items must be whole numbers from 0 to"),
         ("JOB/retry", {"json": {"items": [2**31]}}, 422, "items must be whole numbers from 0 to"),
         ("JOB/retry", {"json": {"states": []}}, 422, "states is empty"),
