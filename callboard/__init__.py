@@ -1,12 +1,12 @@
 """Callboard: progress that is always true for Dramatiq actors.
 
-- In the app: `install` tracks a broker, or `RabbitmqBroker` replaces Dramatiq's; then every message is recorded.
-- Many items at once: `submit` makes a job of them, `stages` a job whose steps follow one another, and `job` is a block
-  whose sends belong together. `get` finds a job again; a `Job` is read, waited for, cancelled, paused and retried.
-- In an actor, which stays a plain function: raise `Skip` or `Postpone`, call `step` and `progress`, ask `current`, and
-  `save` rows of your own with the item's outcome. `LogContext` has its log lines name the item. `batch` makes it take
-  many items at once, `send_now` sends whatever becomes of its item, and `in_context` takes the item along into other
-  threads.
+- In the app: `install` tracks a broker, or `RabbitmqBroker` replaces Dramatiq's. Then every message is recorded.
+- Many items at once: `submit` makes a job of them, `stages` makes a job of several steps, and a `job` block makes one
+  job of its plain sends. `get` returns a job by its id. A `Job` can be read, waited for, cancelled, paused and retried.
+- In an actor, which stays a plain function: raise `Skip` or `Postpone`, call `step` and `progress`, read `current`, and
+  `save` rows of your own with the item's outcome. `LogContext` adds the item to log lines. `batch` makes an actor take
+  many items at once, `send_now` publishes a message whatever the item's outcome, and `in_context` keeps the item in
+  other threads.
 - In a web app of your own: `Identity`, which the login of the mounted pages and API returns.
 - Names that begin with `a` (`asubmit`, `aget`, …) are for async code, and do not block its event loop.
 """

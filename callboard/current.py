@@ -1,4 +1,4 @@
-"""Functions that an actor calls while it runs an item: skip it, report a step, save rows, ask which item it is."""
+"""Functions that an actor calls while it runs an item: skip it, report a step, save rows, read the current item."""
 
 import json
 import logging
@@ -20,26 +20,26 @@ from callboard.sql.writes import saves
 
 log = logging.getLogger("callboard")
 
-#: The most characters of a step that are kept.
+#: Maximum characters of a step that are stored.
 STEP_CHARACTERS = 500
-#: The most statements that an item may save, and their bytes: they run in one transaction.
+#: Maximum number of statements that an item may save, and their bytes: they run in one transaction.
 SAVES_LIMIT, SAVES_LIMIT_BYTES = 1_000, 16 * 2**20
 
 
 class Skip(SkipMessage):
-    """Raise it in an actor to end its item as `skipped`, with a reason. The item has not failed, and is not retried.
+    """Raise this in an actor to end its item as `skipped`, with a reason. The item has not failed, and is not retried.
 
     raise callboard.Skip("the customer has left")
     """
 
 
 class NotInAnItem(RuntimeError):
-    """`current` was called where no tracked item runs, or `save` after its end."""
+    """`current` was called outside a tracked item, or `save` after the end of the item."""
 
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """The item that runs: the id of its `job`, its number `item` in the job from 0, and the `attempt` at it from 1."""
+    """The running item: the id of its `job`, its number `item` in the job from 0, and the `attempt` from 1."""
 
     job: int
     item: int
@@ -48,46 +48,48 @@ class Current:
 
     @property
     def tenant(self) -> str:
-        """Whose job it is; empty: nobody said. This, `key` and `metadata` are read from the database once a job."""
+        """The tenant of the job; empty: none. A worker reads `tenant`, `key` and `metadata` once per job."""
         return self._attempt.read_facts(self.job).tenant
 
     @property
     def key(self) -> str | None:
-        """The key of the job; None: it has none."""
+        """The key of the job, or None."""
         return self._attempt.read_facts(self.job).key
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The metadata of the job, as it was when this worker first read it: a copy."""
+        """A copy of the metadata of the job, as it was when this worker first read it."""
         found: dict[str, Any] = json.loads(self._attempt.read_facts(self.job).metadata)
         return found
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job was stopped since the item began, known within about a second. A long item can end early."""
+        """Whether the job was stopped since the item started, known within about a second. A long item can then end
+        early.
+        """
         return self._attempt.cancelled
 
 
 def current() -> Current:
-    """Return the item that this actor runs; raises NotInAnItem outside a tracked actor."""
+    """Return the item that this actor runs. Raises NotInAnItem outside a tracked actor."""
     attempt = _attempt()
     if attempt is None:
         raise NotInAnItem(
             "current() was called outside a tracked actor: call it while an actor runs an item; in a thread of that "
-            "actor, run the function by callboard.in_context"
+            "actor, run the function with callboard.in_context"
         )
     return Current(attempt.job, attempt.item, attempt.number, attempt)
 
 
 class LogContext(logging.Filter):
-    """Makes each line that is logged while an item runs name that item: add it to a handler.
+    """Adds the running item to each log line; add this filter to a handler.
 
     handler.addFilter(callboard.LogContext())
 
     The line begins with ``[item 12/3, attempt 1, worker 5]``: 12 is the job, 3 the item in it. With ``prefix=False``
-    the line stays as it is, also where another handler begins its own so. The record has the attributes `job`, `item`,
-    `attempt` and `worker` in both cases, for a format of your own; they are None outside an item. So is `trace`, the id
-    of OpenTelemetry's trace, without one.
+    this handler does not change the line, even if another handler adds the prefix. In both cases the record has the
+    attributes `job`, `item`, `attempt` and `worker` for a format of your own; they are None outside an item. The
+    attribute `trace` is the id of OpenTelemetry's trace, or None.
     """
 
     def __init__(self, *, prefix: bool = True) -> None:
@@ -95,8 +97,8 @@ class LogContext(logging.Filter):
         self._prefix = prefix
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See the class; each record passes."""
-        if not getattr(record, "in_context", False):  # as by the filter of another handler, maybe in another thread
+        """Add the attributes; return True, so that every record passes."""
+        if not getattr(record, "in_context", False):  # not yet set by another handler, maybe in another thread
             attempt, record.in_context = current_attempt.get(), True
             found = (None,) * 4 if attempt is None else (*attempt.key, attempt.number, attempt.worker)
             record.job, record.item, record.attempt, record.worker = found
@@ -105,7 +107,7 @@ class LogContext(logging.Filter):
         return True
 
     def _set_prefix(self, record: Any) -> None:
-        """Begin the line as this handler wants it: all handlers get the same record."""
+        """Add or remove the prefix for this handler, because all handlers get the same record."""
         if record.job is None:
             return
         where = f"[item {record.job}/{record.item}, attempt {record.attempt}, worker {record.worker}] "
@@ -117,33 +119,33 @@ class LogContext(logging.Filter):
 
 
 def _trace_id() -> str | None:
-    """The id of the trace that goes on here; None without one. It imports nothing: an app that traces has done so."""
+    """Return the id of the current trace, or None. Imports nothing: an app with traces has imported OpenTelemetry."""
     api = sys.modules.get("opentelemetry.trace")
     found = None if api is None else api.get_current_span().get_span_context()
     return f"{found.trace_id:032x}" if found is not None and found.is_valid else None
 
 
 def step(text: str) -> None:
-    """Report what is being done with the item, at most 500 characters; shown within a second on the item and its job.
+    """Report the current step of the item, at most 500 characters; shown within a second on the item and its job.
 
-    It costs next to nothing: only the latest text is written, ten times a second at most. It does nothing outside a
-    tracked actor, and raises nothing.
+    A call is cheap: only the latest text is written, at most ten times a second. Does nothing outside a tracked actor,
+    and never raises.
     """
     attempt = _attempt()
     if attempt is None:
         return
     try:
         attempt.step = clean(str(text), STEP_CHARACTERS)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 — a text that can't be had must not fail the work
-        _log_nonsense(attempt, f"step() was given a text that can't be had: {_shown(error)}")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — a broken __str__ must not fail the work
+        _log_nonsense(attempt, f"step() got a value without a text: {_shown(error)}")
 
 
 def progress(done: float, total: float | None = None) -> None:
-    """Report how far the item is: `done` of `total` in any unit, or of an unknown total; shown within a second.
+    """Report the progress of the item: `done` of `total` in any unit, or of an unknown total; shown within a second.
 
-    It is as cheap as `step`. `total` may be an estimate: `done` beyond it is shown as all of it. A new attempt starts
-    anew. It does nothing outside a tracked actor, and raises nothing: a `total` that is no number above 0 counts as
-    unknown, a `done` that is no number from 0 changes nothing, and the log says so once for each actor.
+    As cheap as `step`. `total` may be an estimate: a larger `done` counts as complete. A new attempt starts without
+    progress. Does nothing outside a tracked actor, and never raises: a `total` that is not a number above 0 counts as
+    unknown, and a `done` that is not a number from 0 is ignored. The log says so once per actor.
     """
     attempt = _attempt()
     if attempt is None:
@@ -159,7 +161,7 @@ def _number(given: Any) -> float | None:
     """Return a finite number from 0; None for anything else."""
     try:
         number = float(given)
-    except (Exception, SystemExit):  # noqa: BLE001 — to tell the progress must not fail the work
+    except (Exception, SystemExit):  # noqa: BLE001 — reporting progress must not fail the work
         return None
     return number if math.isfinite(number) and number >= 0 else None
 
@@ -171,7 +173,7 @@ def _shown(given: Any) -> str:
         return object.__repr__(given)
 
 
-#: The actors whose nonsense was logged.
+#: The actors whose wrong values were logged.
 _logged: set[str] = set()
 
 
@@ -184,13 +186,13 @@ def _log_nonsense(attempt: Attempt, what: str) -> None:
 def save(sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, item: int | None = None) -> None:
     """Run a statement of your own in the transaction that records the item as succeeded: both commit, or neither does.
 
-    So it takes effect exactly once if the item succeeds, whatever is killed, delivered again or retried, and not at all
-    otherwise. It is one INSERT, UPDATE, DELETE, MERGE, SELECT, WITH or CALL, on tables in Callboard's database, with
-    parameters as psycopg takes them. The statements run in the order of the calls when the actor has returned. One that
-    fails makes the item `failed`, with its error. It does nothing outside a tracked actor.
+    If the item succeeds, the statement takes effect exactly once, even after crashes, redeliveries and retries;
+    otherwise it has no effect. It is one INSERT, UPDATE, DELETE, MERGE, SELECT, WITH or CALL on tables in Callboard's
+    database, with parameters as psycopg takes them. The statements run in the order of the calls, after the actor has
+    returned. A statement that fails makes the item `failed`, with its error. Does nothing outside a tracked actor.
 
-    `item`: in a batch, the position in its list of the item that this belongs to. Raises ValueError for more than 1,000
-    statements of an item, or 16 MiB; and what psycopg raises for a value that has no form in PostgreSQL.
+    `item`: in a batch, the position in the list of the item to which the statement belongs. Raises ValueError for more
+    than 1,000 statements of an item, or 16 MiB; and psycopg's errors for values that PostgreSQL can't represent.
     """
     attempt = current_attempt.get()
     if attempt is None:
@@ -202,7 +204,7 @@ def save(sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, i
             raise ValueError(f"item must be a position in the list of {len(attempt.batch)} items, not {item!r:.100}")
         attempt = attempt.batch[item]
     elif item is not None:
-        raise TypeError("save() takes item=… in a batch only")
+        raise TypeError("save() takes item=… only in a batch")
     caller = sys._getframe(1)  # noqa: SLF001 — documented, and `inspect` reads source files
     statement, size = saves.frozen(sql, params, place(caller.f_code, caller.f_lineno))
     if not attempt.add_save(statement, size, most=SAVES_LIMIT, limit=SAVES_LIMIT_BYTES):
@@ -210,12 +212,13 @@ def save(sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, i
 
 
 def hold(seconds: float, reason: str = "") -> None:
-    """Hold back the lane of the item that runs, or its job if it has no lanes, since a remote API has said to wait:
-    nothing more of it starts for some seconds. While nothing else of the job moves, the job says so.
+    """Hold back the lane of the running item, or its whole job if it has no lanes, for example because a remote API
+    asks to wait: no more of its items start for some seconds. While nothing else of the job moves, its `stalled` says
+    so.
 
-    What a worker receives of it meanwhile goes back to the database; what runs already goes on, so raise `Postpone`
-    there. `hold` returns at once, and does nothing outside a tracked actor. Raises ValueError for seconds that are no
-    number from 0.
+    Messages of held items that a worker receives meanwhile go back to the database. Running items continue, so raise
+    `Postpone` to stop this one. `hold` returns at once, and does nothing outside a tracked actor. Raises ValueError if
+    `seconds` is not a number from 0.
     """
     check_seconds("hold()", seconds)
     if (attempt := _attempt()) is not None:
@@ -223,13 +226,13 @@ def hold(seconds: float, reason: str = "") -> None:
 
 
 def send_now(message: Any) -> Any:
-    """Send a message at once, whatever becomes of the item that runs; return the message as it was sent.
+    """Send a message at once, whatever the outcome of the running item; return the message as it was sent.
 
-    What an item of a job sends by `.send()` instead goes out only when the item succeeds. The message belongs to its
-    actor's standing job of the day, or to the job of the `callboard.job` block that it is sent in.
+    In contrast, a message that an item of a job sends with `.send()` is published only when the item succeeds. The
+    message belongs to today's standing job of its actor, or to the job of the enclosing `callboard.job` block.
     """
     if not isinstance(message, dramatiq.Message):
-        raise TypeError(f"send_now() takes a message, as actor.message(…) makes it, not {message!r:.100}")
+        raise TypeError(f"send_now() takes a message from actor.message(…), not {message!r:.100}")
     token = current_attempt.set(None)
     try:
         return dramatiq.get_broker().enqueue(message)
@@ -238,6 +241,6 @@ def send_now(message: Any) -> Any:
 
 
 def _attempt() -> Attempt | None:
-    """The attempt that runs here, or None."""
+    """Return the attempt that runs in this context, or None."""
     attempt = current_attempt.get()
     return None if attempt is None or attempt.ended else attempt

@@ -1,4 +1,4 @@
-"""The identity of the sender of a request, by a token or by the login of the app that mounts the web app."""
+"""The identity of the sender of a request, from a token or from the login of the app that mounts the web app."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from callboard.sql.states import DEFAULT_SCOPES, SCOPES
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The sender of a request: `authenticate` returns it for a sender that may use the web app.
+    """The sender of a request. `authenticate` returns it for a sender that may use the web app.
 
-    `name` is noted in the history of a job. `tenant`: sees and changes the jobs of this tenant only; None: of all.
-    `scopes`: "read" allows to look, "submit" to make jobs, "control" to change them, "admin" to give out tokens; none
-    includes another. `job`: may look at this job and at nothing else. Raises TypeError or ValueError for anything else.
+    `name` is recorded in the history of jobs. `tenant`: the sender sees and changes only the jobs of this tenant; None:
+    of all tenants. `scopes`: "read" to read, "submit" to make jobs, "control" to change them, "admin" to create tokens;
+    no scope includes another. `job`: the sender may only read this job. Raises TypeError or ValueError for other
+    values.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A job as its owner sees and controls it, and the block that puts plain sends into one."""
+"""The `Job` object with which an app reads and controls a job, and the block that puts plain sends into one job."""
 
 import asyncio
 import functools
@@ -36,9 +36,9 @@ from callboard.sql.writes.run_again import Again, run_again
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Characters of a text that items are looked for by.
+#: Maximum characters of a text by which items are searched.
 MAX_TEXT_CHARACTERS = 100_000
-#: Seconds between two looks at a job that is waited for.
+#: Seconds between two reads of a job in `wait`, and in `await_done` and `events`.
 WAIT_SECONDS, EVENTS_SECONDS = 0.1, 0.25
 
 
@@ -47,7 +47,7 @@ def _in_thread(method: Callable[Concatenate["Job", P], T]) -> Callable[Concatena
         return await asyncio.to_thread(method, self, *args, **kwargs)
 
     functools.update_wrapper(run, method)
-    run.__doc__ = f"As `{method.__name__}`, without blocking the event loop."
+    run.__doc__ = f"Like `{method.__name__}`, without blocking the event loop."
     return run
 
 
@@ -62,7 +62,8 @@ class Job:
         return f"Job({self.id})"
 
     def status(self) -> dict[str, Any]:
-        """Return the job as the API gives it: `state`, `total`, `succeeded`, `failed`, `progress` (0 to 1) and so on.
+        """Return the job with the fields of the API: `state`, `total`, `succeeded`, `failed`, `progress` (0 to 1) and
+        so on.
 
         Raises NoSuchJob if it was deleted.
         """
@@ -83,11 +84,11 @@ class Job:
     def items(
         self, state: str | None = None, *, error: str | None = None, key: str | None = None, stage: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Yield the items in order, read page by page: all, or those in one state, that failed by an `error` (the `id`
-        or the `type` of a group of `errors`), or with a `key`.
+        """Yield the items in order, read page by page: all, or those in a `state`, those that failed with an `error`
+        (the `id` or the `type` of one of `errors`), or those with a `key`.
 
-        Of a job of stages it yields the items of one `stage` (0, 1, …), or of all stages one after the other; `job` in
-        each item says of which. Raises ValueError if there is no such state or stage.
+        For a job of stages, yield the items of one `stage` (0, 1, …), or of all stages in order; `job` of each item is
+        the id of its stage. Raises ValueError if there is no such state or stage.
         """
         for name, text in (("error", error), ("key", key)):
             check_text(name, text, MAX_TEXT_CHARACTERS)
@@ -106,29 +107,29 @@ class Job:
                 yield from page
 
     def errors(self) -> list[dict[str, Any]]:
-        """Return the job's errors in groups of one type, place and `pattern` of the message.
+        """Return the job's error groups: each has one type, place and `pattern` of the message.
 
-        Each has an `id`, how many items `failed` for good, how many attempts were `retried`, and an example. `pattern`
-        is None for messages beyond the number of groups that a job may have.
+        A group has an `id`, the number of items that `failed` for good, the number of attempts that were `retried`, and
+        an example. `pattern` is None in groups for the messages beyond the maximum number of groups of a job.
         """
         return self._ask(queries.errors(self.id))
 
     def actions(self) -> list[dict[str, Any]]:
-        """Return who did what to the job, the latest first: `action`, `who`, `via`, `address`, `detail`, `done_at`."""
+        """Return the actions on the job, the latest first: `action`, `who`, `via`, `address`, `detail`, `done_at`."""
         return self._ask(queries.actions(self.id))[0]
 
     def callbacks(self) -> list[dict[str, Any]]:
         """Return the job's callbacks, those of its latest end first.
 
-        Each has `id`, `on` (the state it ended in), `target`, `state` (waiting, delivered, gave up), `tries`, `due_at`,
-        and `error` of the last try.
+        Each has `id`, `on` (the final state of the job), `target`, `state` (waiting, delivered, gave up), `tries`,
+        `due_at`, and `error` of the last try.
         """
         return self._ask(queries.callbacks(self.id))
 
     astatus = _in_thread(status)
 
     async def await_done(self, timeout: float | None = None) -> dict[str, Any]:
-        """As `wait`, without blocking the event loop."""
+        """Like `wait`, without blocking the event loop."""
         last: dict[str, Any] = {"state": "unknown"}
         limit = asyncio.timeout(timeout)
         try:
@@ -142,7 +143,7 @@ class Job:
         return last
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the job's status now and each time it changes; the last one is that of its end."""
+        """Yield the job's status now and at each change; the last one is its status at its end."""
         seen = None
         while seen is None or seen["state"] not in JOB_FINAL:
             status = await self.astatus()
@@ -154,9 +155,9 @@ class Job:
     # Control ---------------------------------------------------------------------------------------------------------
 
     def cancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[str, Any]:
-        """Cancel the job, and return its status. No further item starts after a second at most; the job is `cancelled`
-        when the items that run have ended. `dry_run`: change nothing, and return `{"items": …}`, how many would never
-        start.
+        """Cancel the job, and return its status. Within a second no more items start; the job is `cancelled` when the
+        running items have ended. `dry_run`: change nothing, and return `{"items": …}`, the number of items that would
+        never start.
 
         Raises NotPossible if it has ended otherwise, and ValueError for a `reason` of more than 500 characters.
         """
@@ -167,12 +168,12 @@ class Job:
         return self.status()
 
     def pause(self) -> dict[str, Any]:
-        """Start no further item until the job is resumed, and return its status. Raises NotPossible if it has ended."""
+        """Start no more items until the job is resumed, and return its status. Raises NotPossible if it has ended."""
         self._act(actions.pause)
         return self.status()
 
     def resume(self) -> dict[str, Any]:
-        """Go on with the job after a pause, and return its status. Raises NotPossible if it has ended."""
+        """Continue the job after a pause, and return its status. Raises NotPossible if it has ended."""
         self._act(actions.resume)
         return self.status()
 
@@ -184,12 +185,12 @@ class Job:
         error: str | None = None,
         dry_run: bool = False,
     ) -> int:
-        """Give items that ended without success another attempt, and return how many; a job that has ended is open
-        again. `dry_run`: change nothing, and only return how many it would be.
+        """Give items that ended without success another attempt, and return how many; a finished job runs again.
+        `dry_run`: change nothing, and return how many items would be retried.
 
         `states`: failed (if None), skipped, cancelled. `items`: only those with these numbers. `error`: only those that
-        failed by it, the `id` or the `type` of a group of `errors`. Raises ValueError for a choice that makes no sense,
-        and NotPossible while the job is being stopped.
+        failed with it, the `id` or the `type` of one of `errors`. Raises ValueError for an invalid selection, and
+        NotPossible while the job is being stopped.
         """
         check_flag("dry_run", dry_run)
         act = would_retry if dry_run else retry_action.retry
@@ -198,23 +199,24 @@ class Job:
     def limit(self, /, **changes: Any) -> dict[str, Any]:
         """Change the job's limits from now on, and return its status; None removes a limit.
 
-        They are `max_failures`, `concurrency`, `concurrency_by`, `lanes`, `rate`, `priority`, `deadline`, `at` and
-        `keep`, as in `submit`. If the job has ended, all but `keep` apply when it is retried. Raises ValueError for
-        nonsense.
+        The limits are `max_failures`, `concurrency`, `concurrency_by`, `lanes`, `rate`, `priority`, `deadline`, `at`
+        and `keep`, as in `submit`. In a finished job, all except `keep` apply when it is retried. Raises ValueError for
+        invalid values.
         """
         self._act(actions.limit, changes)
         return self.status()
 
     def delete(self) -> None:
-        """Delete the job with its items, results and history. It is gone at once; its rows are removed bit by bit.
+        """Delete the job with its items, results and history. It disappears at once; the sweep deletes its rows in
+        chunks.
 
-        Raises NotPossible while it is open, and NoSuchJob if it is deleted already.
+        Raises NotPossible while it is open, and NoSuchJob if it is already deleted.
         """
         self._act(actions.delete)
 
     def seal(self) -> dict[str, Any]:
-        """Take no more items from outside, and return the job's status: of a job that was submitted as `open`, or whose
-        submission broke off. Raises NotPossible for a job that is being submitted, or was stopped.
+        """Make a job that was submitted as `open`, or whose submission was interrupted, take no more items from
+        outside. Return its status. Raises NotPossible for a job that is being submitted, or was stopped.
         """
         self._act(actions.seal)
         return self.status()
@@ -223,12 +225,12 @@ class Job:
         self, /, states: Iterable[str] | None = None, *, name: str | None = None, key: str | None = None,
         metadata: dict[str, Any] | None = None, **limits: Any,
     ) -> "Job":  # fmt: skip
-        """Make a new job of the items of this one, which has ended, and return it. The database copies the items.
+        """Make a new job of the items of this finished job, and return it. The database copies the items.
 
-        `states`: only those that ended succeeded, failed, skipped or cancelled. The other options are those of
-        `submit`, and the old job's if they are not given, but for `at` and `deadline`; of a limit, None removes it.
-        Items that others have sent are not copied. Raises NotPossible while the job is open, KeyInUse, and ValueError
-        for nonsense.
+        `states`: only items in these states: succeeded, failed, skipped, cancelled. The other options are those of
+        `submit`; their defaults are the values of the old job, except for `at` and `deadline`. None removes a limit.
+        Items that other items have sent are not copied. Raises NotPossible while the job is open, KeyInUse, and
+        ValueError for invalid values.
         """
         again = Again(states, name, key, metadata, limits)
         number, new = run_again(self._runtime.write, self.id, acting("python"), again)
@@ -246,7 +248,7 @@ class Job:
     adelete = _in_thread(delete)
 
     def _ask(self, query: Query[T]) -> T:
-        """Run a query, and once more if the connection was lost meanwhile, as by a restart of the database."""
+        """Run a query; retry it once if the connection is lost, for example by a restart of the database."""
         try:
             return self._runtime.write(lambda conn: queries.run(conn, query))
         except psycopg.Error as error:
@@ -255,27 +257,27 @@ class Job:
             return self._runtime.write(lambda conn: queries.run(conn, query))
 
     def _act(self, action: Callable[Concatenate[Conn, int, Requester, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Act on the job, once: of an action whose COMMIT was done, but not answered, a second try would find nothing
-        to do, and return that.
+        """Run an action on the job, without a retry: if a COMMIT was done but not answered, a second try would find
+        nothing to do, and return that.
         """
         return self._runtime.write(lambda conn: action(conn, self.id, acting("python"), *args, **kwargs))
 
 
 def would_cancel(conn: Conn, job: int, by: Requester) -> int:
-    """Return how many items a cancellation would keep from starting. Raises as it would."""
+    """Return how many items a cancellation would prevent from starting. Raises the errors of the cancellation."""
     refusals.check(conn, job, by, "cancel")
     found = queries.run(conn, queries.job(job))
     return concerned(found, "cancel") if found else 0
 
 
 def would_retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
-    """Return how many items a retry would give another attempt. Raises as it would."""
+    """Return how many items a retry would give another attempt. Raises the errors of the retry."""
     refusals.check(conn, job, by, "retry", some_items=selection.items is not None)
     return queries.run(conn, queries.retried_items(job, selection.wanted, selection.items, selection.error))
 
 
 def acting(via: str) -> Requester:
-    """Return the user who runs this process, acting `via` Python or the command line."""
+    """Return the requester of an action: the user of this process, `via` Python or the command line."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
@@ -284,9 +286,9 @@ def acting(via: str) -> Requester:
 
 
 def get(number: int) -> Job:
-    """Return the job with this id; raises NoSuchJob."""
+    """Return the job with this id. Raises NoSuchJob."""
     if type(number) is not int:
-        raise TypeError(f"the id of a job is a whole number, not {number!r:.100}")
+        raise TypeError(f"the id of a job must be an int, not {number!r:.100}")
     found = Job(number, runtime_of(dramatiq.get_broker()))
     if found.id > queries.MAX_ID:
         raise NoSuchJob(f"there is no job {number}")
@@ -295,7 +297,7 @@ def get(number: int) -> Job:
 
 
 async def aget(number: int) -> Job:
-    """As `get`, without blocking the event loop."""
+    """Like `get`, without blocking the event loop."""
     return await asyncio.to_thread(get, number)
 
 
@@ -310,11 +312,11 @@ def job(
             for address in addresses:
                 send_mail.send(address)
 
-    The options are those of `submit`. Each message goes out at once, also from an actor, whatever becomes of its item.
-    If the block raises, the job is sealed too, and what was sent goes on. If the process dies in the block, a job
-    without a key is stopped as `failed`, with the reason. Raises RuntimeError where the block ends in another thread or
-    task than it began in, as around the `yield` of a generator that a web framework runs, or before a block that began
-    in it, as in generators whose steps alternate: not all was sent into it.
+    The options are those of `submit`. Each message is published at once, also from an actor, whatever the outcome of
+    its item. If the block raises, the job is sealed too, and the sent messages run. If the process dies in the block, a
+    job without a key is stopped as `failed`, with the reason. Raises RuntimeError if the block ends in another thread
+    or task than it began in, for example around the `yield` of a generator that a web framework runs; or if it ends
+    before an inner block, as in generators that alternate. Then some messages are not in the job.
     """
     broker = dramatiq.get_broker()
     runtime = runtime_of(broker)
@@ -335,21 +337,21 @@ def job(
         runtime.write(lambda conn: submission.seal_job(conn, made.job))
     if misfit:
         raise RuntimeError(
-            f"the block of job {made.job} ends {misfit}: the job is sealed, and what was sent elsewhere is not in it; "
-            "don't begin the block in a generator whose steps others run"
+            f"the block of job {made.job} ends {misfit}: the job is sealed, and messages sent elsewhere are not in it; "
+            "don't use the block in a generator that another thread or task resumes"
         )
 
 
 def _end_block(job: int, token: Token[tuple[int, ...]]) -> str | None:
-    """Take a block off those that are open here; return how its end does not fit its begin, or None."""
+    """Remove a block from the open blocks of this context; return how its end does not match its begin, or None."""
     blocks = open_blocks.get()
     try:
         open_blocks.reset(token)
     except ValueError:
         return "in another thread or task than it began in"
-    # Not what the token says: blocks that were open when this one began may have ended before it.
+    # Don't reset the token: blocks that were open when this one began may have ended before it.
     if blocks[-1] == job:
         open_blocks.set(blocks[:-1])
         return None
     open_blocks.set(tuple(one for one in blocks if one != job))
-    return f"before that of job {blocks[-1]}, which began in it"
+    return f"before the inner block of job {blocks[-1]}"

@@ -1,4 +1,4 @@
-"""Stages: a job of steps that follow one another, each made from the results of the step before."""
+"""Stages: a job of several steps, each made from the results of the previous step."""
 
 import asyncio
 import inspect
@@ -30,15 +30,15 @@ class Stage:
     """One stage of a job: runs of `actor`, an actor or its registered name.
 
     - `items`: the items of the first stage, as in `submit`; later stages have none.
-    - `make`: a function, or its path "module:name", that makes the items of a later stage when the stage before is
+    - `make`: a function, or its path "module:name", that makes the items of a later stage when the previous stage is
       completed. It gets the `Results` of the items that succeeded, and yields or returns items. A worker imports and
-      calls it. If that worker dies, another calls it again and passes over the items that are stored, so it must give
-      the same items in the same order. None: each result is an item, except a result that is None.
+      calls it. If that worker dies, another one calls it again and skips the stored items, so it must yield the same
+      items in the same order. None: each result is an item, except a result that is None.
     - `name`: shown to readers; None: the actor's name.
     - `on_failure`: if items of this stage failed, "stop" the job, or "go on" with the next stage.
-    - `chunk`: the most items that one message carries, as in `submit`.
+    - `chunk`: the maximum number of items in one message, as in `submit`.
 
-    Raises ValueError for a stage that is not possible.
+    Raises ValueError for an invalid stage.
     """
 
     actor: Actor
@@ -56,7 +56,7 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """Its name, or its actor's."""
+        """The name of the stage, or of its actor."""
         if self.name is not None:
             return self.name
         return self.actor if isinstance(self.actor, str) else self.actor.actor_name
@@ -71,16 +71,16 @@ def stages(
     on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None, key_reuse: bool = False,
     lanes: int | None = None,
 ) -> Job:  # fmt: skip
-    """Make a job of stages, store the items of the first and start it. Workers make the later stages, each when the one
-    before is completed.
+    """Make a job of stages, store the items of the first stage and start it. Workers make each later stage when the
+    previous one is completed.
 
         callboard.stages("audit", [Stage(fetch, items=urls), Stage(check, make=pages), Stage(report, make=total)])
 
-    The options are those of `submit`. Limits hold for each stage by itself, `keep` and the callbacks for the whole job.
-    With a `key` that has a job already, that job is returned, and a submission that broke off goes on.
+    The options are those of `submit`. Limits apply to each stage, `keep` and the callbacks to the whole job. If a job
+    with this `key` exists, it is returned, and an interrupted submission continues.
 
-    Raises ValueError for stages or options that make no sense, KeyInUse, UnknownActor, BadItem, SubmittedElsewhere,
-    psycopg.Error if the database can't be reached, and what the items raise. A job without a key is then stopped as
+    Raises ValueError for invalid stages or options, KeyInUse, UnknownActor, BadItem, SubmittedElsewhere, psycopg.Error
+    if the database can't be reached, and errors of the iterable of items. A job without a key is then stopped as
     `failed`, with the reason.
     """
     items = _first_items(stages)
@@ -107,44 +107,44 @@ def stages(
 
 
 async def astages(name: str, stages_: Sequence[Stage], **options: Any) -> Job:
-    """As `stages`, without blocking the event loop."""
+    """Like `stages`, without blocking the event loop."""
     return await asyncio.to_thread(stages, name, stages_, **options)
 
 
 def path(make: Make) -> str:
-    """Return a function's path, "module:name"; raises ValueError for a function that a worker could not import."""
+    """Return a function's path, "module:name". Raises ValueError for a function that a worker could not import."""
     if isinstance(make, str):
         return stage_plan.check_path(make)
     function = actor_lookup.function_of(make)
     named: Any = type(make) if isinstance(make, dramatiq.GenericActor) else function
     module, name = getattr(named, "__module__", None), getattr(named, "__qualname__", None)
-    advice = "workers import it by its name: write it as a plain function at the top of a module of yours"
+    advice = "workers import it by its name: write it as a plain function at the top level of a module"
     if not module or not name:
         raise ValueError(f"{make!r} can't make a stage: {advice}")
     if module == "__main__" or "<" in name:
         main = module == "__main__"
         where = "in the program's main module" if main else "without a name of its own in a module"
-        raise ValueError(f"{name} can't make a stage, for it is {where}: {advice}")
+        raise ValueError(f"{name} can't make a stage, because it is {where}: {advice}")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise ValueError(f"{name} can't make a stage, for it is async; a plain function yields items")
+        raise ValueError(f"{name} can't make a stage, because it is async: write it as a plain function")
     there: Any = sys.modules.get(module)
     for part in name.split("."):
         there = getattr(there, part, None)
     if there is not make:
-        raise ValueError(f"{name} can't make a stage, for it is not what {module} has by that name: {advice}")
+        raise ValueError(f"{name} can't make a stage, because {module} has another object with that name: {advice}")
     return f"{module}:{name}"
 
 
 def _first_items(stages: Sequence[Stage]) -> Iterable[Any]:
-    """Return the items of the first stage; raises ValueError unless these stages can follow one another."""
+    """Return the items of the first stage. Raises ValueError for an invalid sequence of stages."""
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
-        raise ValueError("stages must be a list of callboard.Stage, at least one")
+        raise ValueError("stages must be a list of at least one callboard.Stage")
     items = stages[0].items
     if items is None or stages[0].make is not None:
-        raise ValueError("the first stage has items, and no function that makes them")
+        raise ValueError("the first stage must have items, and no make")
     submission.check_items(items)
     if late := next((stage for stage in stages[1:] if stage.items is not None), None):
-        raise ValueError(f"only the first stage has items; those of {late.title!r} are made from results")
+        raise ValueError(f"only the first stage may have items; those of {late.title!r} are made from results")
     return items
 
 

@@ -1,4 +1,4 @@
-"""Submit: any number of items become the rows of a job, in chunks; no more than two chunks are in memory."""
+"""Submit: any number of items become the rows of a job, in chunks; at most two chunks are in memory."""
 
 import asyncio
 from collections.abc import AsyncIterable, Iterable, Mapping
@@ -15,7 +15,7 @@ from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
 from callboard.sql.writes import submission as writes
 
-#: Items that are read from an async source at a time: each may have a megabyte.
+#: Items that are read from an async source at once: each may have a megabyte.
 READ_ITEMS = 100
 
 
@@ -28,7 +28,7 @@ def submit(
     on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None,
     concurrency_by: str | Mapping[Any, int] | None = None, lanes: int | None = None, key_reuse: bool = False,
 ) -> Job:  # fmt: skip
-    """Make a job of `items`, each of which is one run of `actor`, and start it. Return it when all items are stored.
+    """Make a job of `items`, each one call of `actor`, and start it. Return the job when all items are stored.
 
         job = callboard.submit(resize, [{"photo": 1}, {"photo": 2}], max_failures="5%")
         job.wait()
@@ -36,46 +36,47 @@ def submit(
     What to run:
 
     - `actor`: an actor, or its registered name.
-    - `items`: any iterable that ends; it is read as it is stored. A dict is keyword arguments, a list or tuple is
-      arguments, anything else is one argument.
-    - `chunk`: the most items that one message carries, from 1 to 1,000: many are much cheaper for fast items. None: as
-      many as the actor does in about 30 ms, and at the end of the job one. The actor gets one item a call all the same,
-      or a list if it is a `batch`; each item has its own outcome and retries.
+    - `items`: any finite iterable; it is streamed. A dict becomes keyword arguments, a list or tuple becomes positional
+      arguments, any other value becomes one argument.
+    - `chunk`: the maximum number of items in one message, from 1 to 1,000: many are much cheaper for fast items. None:
+      as many as the actor processes in about 30 ms, and one at the end of the job. The actor is called once per item,
+      or with a list if it is a `batch`; each item has its own outcome and retries.
 
     What the job is:
 
     - `name`: shown to readers; None: the actor's name.
-    - `key`: the same submission with the same key gives the same job. If its first submission broke off, this one goes
-      on after the items that are stored. Other options or items, or another order, raise KeyInUse. `key_reuse`: if the
-      job with this key is over, it loses the key, and this is a new one.
+    - `key`: the same submission with the same key gives the same job. If the first submission was interrupted, this one
+      continues after the stored items. Other options or items, or another order, raise KeyInUse. `key_reuse`: if the
+      job with this key is finished, make a new job; the old one loses the key.
     - `item_key`: a field of the items, or a function of an item. Of items with the same item key, one is stored.
-    - `metadata`: a dict that is kept with the job as JSON. `tenant`, `created_by`: whose job it is.
+    - `metadata`: a dict that is stored with the job as JSON. `tenant`: the owner of the job. `created_by`: who
+      submits it.
 
     How it runs (`Job.limit` changes these later):
 
-    - `priority`: jobs with a lower number go first, as with Dramatiq.
-    - `concurrency`: the most items that are in RabbitMQ or running, over all workers. `concurrency_by`: the same for
-      each value of one argument, by name or position: "customer_id=5", "0=5", {"customer_id": 5}. `lanes`: the most
-      values of that argument at once.
-    - `rate`: the most items that start, like "10/s" or "100/m".
+    - `priority`: jobs with a lower number are published first, as with Dramatiq.
+    - `concurrency`: the maximum number of items in RabbitMQ or running, over all workers. `concurrency_by`: the same
+      for each value of one argument, by name or position: "customer_id=5", "0=5", {"customer_id": 5}. `lanes`: the
+      maximum number of values of that argument at once.
+    - `rate`: the maximum number of items that start per time, like "10/s" or "100/m".
     - `max_failures`: if more items fail, the job is stopped as `failed`: 0, 10, "5%" (of at least 100 that ended), "5%
       of 1000".
-    - `delay`, `at`: no item starts before. `deadline`: items that have not started by then are cancelled.
-    - `keep`: how long the job stays after its end, or "forever"; None: as CALLBOARD_KEEP says.
+    - `delay`, `at`: no item starts before this time. `deadline`: items that have not started by then are cancelled.
+    - `keep`: how long the job is kept after its end, or "forever"; None: as CALLBOARD_KEEP says.
 
-    Times have a time zone; spans are timedeltas, or texts like "90s" and "2h".
+    Times have a time zone; time spans are timedeltas, or texts like "90s" and "2h".
 
     What it calls:
 
     - `on_complete`, `on_fail`, `on_cancel`: an actor, its registered name, the URL of a webhook, or a list of these. At
-      that end an actor gets a message with one dict, and a webhook a signed POST of the same as JSON: the job as
-      `Job.status` gives it, its id as `job`, and the callback's own id as `id`. A job that is retried calls again when
-      it ends again, with a new `id`. A job that `key` found keeps the callbacks it has.
+      this end of the job an actor gets a message with one dict, and a webhook gets a signed POST of the same as JSON:
+      the fields of `Job.status`, the job's id as `job`, and the callback's own id as `id`. A retried job calls again at
+      its next end, with a new `id`. A job that was found by `key` keeps its callbacks.
 
-    Raises ValueError for an option that makes no sense, KeyInUse, UnknownActor, BadItem for an item that can't be
-    stored, SubmittedElsewhere, psycopg.Error if the database can't be reached, and what `items` raises. A job with a
-    key then stays open, to be submitted again. A job without one is stopped as `failed`, with the reason; so it is,
-    within a minute, if the process dies.
+    Raises ValueError for an invalid option, KeyInUse, UnknownActor, BadItem for an item that can't be stored,
+    SubmittedElsewhere, psycopg.Error if the database can't be reached, and errors of `items`. A job with a key then
+    stays open and can be submitted again. A job without a key is stopped as `failed`, with the reason; the same happens
+    within a minute if the process dies.
     """
     limits = Limits(max_failures, concurrency, rate, priority, deadline, start(delay, at), keep, concurrency_by, lanes)
     check_chunk(chunk)
@@ -105,9 +106,9 @@ def submit(
 
 
 async def asubmit(actor: Actor, items: Iterable[Any] | AsyncIterable[Any], **options: Any) -> Job:
-    """Submit without blocking the event loop; `items` may be an async iterable too. The options are those of `submit`.
+    """Like `submit`, without blocking the event loop. `items` may also be an async iterable.
 
-    If the call is cancelled, the submission breaks off, as `submit` describes it.
+    If the call is cancelled, the submission is interrupted, with the effects that `submit` describes.
     """
     if not isinstance(items, AsyncIterable):
         return await asyncio.to_thread(submit, actor, items, **options)

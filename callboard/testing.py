@@ -1,4 +1,4 @@
-"""A pytest plug-in: an app's actors run in the process of its tests, tracked, without RabbitMQ.
+"""A pytest plug-in that runs an app's actors in the test process, tracked, without RabbitMQ.
 
     # conftest.py
     pytest_plugins = ["callboard.testing"]
@@ -8,9 +8,9 @@
         done = callboard_worker.run(shop.charge, [{"customer": 7}])
         assert done.results == ["charged"]
 
-It needs a PostgreSQL: the one of ``callboard[embedded]``, which it starts when first needed, or the database that
-``--callboard-database URL`` names, which gets the schema. DATABASE_URL and AMQP_URL are never used: they may be those
-of production. An actor that is called as a plain function needs neither a database nor this plug-in.
+It needs a PostgreSQL: the one of ``callboard[embedded]``, which it starts when first needed, or the database of
+``--callboard-database URL``, in which it creates the schema. It never uses DATABASE_URL and AMQP_URL, because they may
+name production. A direct call of an actor needs neither a database nor this plug-in.
 """
 
 import os
@@ -38,9 +38,9 @@ from callboard.sql.pool import connect
 from callboard.sql.writes.workers import exclude_tests
 from callboard.submit import submit
 
-#: Threads of the worker, and seconds that a test waits for a job unless it says otherwise.
+#: Threads of the worker, and the default number of seconds for which a test waits for a job.
 THREADS, TIMEOUT_SECONDS = 4, 30.0
-#: Seconds between two tries to be the only worker of tests on a database: two would run each other's items.
+#: Seconds between two tries to become the only test worker of a database: two would run each other's items.
 TURN_SECONDS = 0.05
 _PLACE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 _BEFORE = pytest.StashKey[Any]()
@@ -48,8 +48,8 @@ _BEFORE = pytest.StashKey[Any]()
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A job that has ended: its `status`, its `items` in order, their `results`, and its `errors` in groups, all as the
-    API gives them. The result of an item that did not succeed is None.
+    """A finished job: its `status`, its `items` in order, their `results`, and its error groups `errors`, with the
+    fields of the API. The result of an item that did not succeed is None.
     """
 
     job: Job
@@ -64,7 +64,7 @@ class Done:
 
 
 class CallboardWorker:
-    """A worker in this process, for the length of a test. The app may send and submit as it always does."""
+    """A worker in this process, for the duration of a test. The app may send and submit as usual."""
 
     def __init__(self, broker: dramatiq.Broker) -> None:
         self._broker = broker
@@ -72,17 +72,17 @@ class CallboardWorker:
     def run(self, actor: Any, items: Any, *, timeout: float = TIMEOUT_SECONDS, **options: Any) -> Done:
         """Submit a job of these items, with the options of `callboard.submit`, and wait for its end: see `wait`.
 
-        Raises RuntimeError for an actor of a broker that the app has made since the worker began.
+        Raises RuntimeError for an actor of a broker that the app has made after the worker started.
         """
         if getattr(actor, "broker", self._broker) is not self._broker:
             raise RuntimeError(
-                f"{actor.actor_name} has a broker that was made after callboard_worker began: import the module that "
-                "makes it before, at the top of the module of tests"
+                f"{actor.actor_name} has a broker that was made after callboard_worker started: import the module that "
+                "makes it before that, at the top of the test module"
             )
         return self.wait(submit(actor, items, **options), timeout=timeout)
 
     def wait(self, job: Job, *, timeout: float = TIMEOUT_SECONDS) -> Done:
-        """Wait until a job of the app's has ended. Raises TimeoutError, which says how it stands."""
+        """Wait until a job of the app has ended, and return it. Raises TimeoutError, with the job's status."""
         try:
             status = job.wait(timeout)
         except TimeoutError:
@@ -98,7 +98,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the database of the tests before the app's modules are imported: their `callboard.install()` finds it."""
+    """Set the database of the tests before the app's modules are imported, so that `callboard.install()` uses it."""
     named = (settings.DATABASE_URL, settings.AMQP_URL)
     config.stash[_BEFORE] = {setting.name: setting.text for setting in named if setting.text}
     config.stash[_PLACE] = tempfile.TemporaryDirectory(prefix="callboard-test-", ignore_cleanup_errors=True)
@@ -134,7 +134,7 @@ def _callboard_database(pytestconfig: pytest.Config) -> Iterator[str]:
 def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
     """A worker that runs all actors of Dramatiq's broker, whatever its kind, in this process."""
     app = dramatiq.broker.global_broker
-    if app is None:  # the app's modules are imported by the test
+    if app is None:  # the test imports the app's modules later
         app = StubBroker()
     broker = app if _is_of_tests(app, _callboard_database) else _moved(app)
     install(broker, database_url=_callboard_database)
@@ -154,20 +154,20 @@ def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
         if broker is not app:
             _give_back(broker, app)
             broker.close()
-        if dramatiq.get_broker() is broker:  # and none that the test has had the app make
+        if dramatiq.get_broker() is broker:  # not a broker that the app made during the test
             dramatiq.set_broker(app)
 
 
 def _is_of_tests(broker: dramatiq.Broker, database_url: str) -> bool:
-    """Return whether a broker is one in this process, and records nothing in another database than that of the tests:
-    what imported the app's modules before this plug-in has named that, as `conftest.py` may.
+    """Return whether a broker is an in-process one that does not record in another database than the tests'. It records
+    in another one if the app was imported before this plug-in set the database, for example by `conftest.py`.
     """
     tracking = tracking_of(broker)
     return isinstance(broker, StubBroker) and (tracking is None or tracking.runtime.url == database_url)
 
 
 def _moved(app: dramatiq.Broker) -> StubBroker:
-    """Move the actors of an app's broker to one in this process, with the app's own middleware."""
+    """Move the actors of an app's broker to a new in-process broker, with the app's middleware, and return that."""
     own = [one for one in app.middleware if not isinstance(one, Tracking | Returned)]
     broker = StubBroker(middleware=own)
     for actor in app.actors.values():
@@ -177,14 +177,14 @@ def _moved(app: dramatiq.Broker) -> StubBroker:
 
 
 def _start_time_limits(broker: dramatiq.Broker) -> None:
-    """Have time limits strike: Dramatiq starts the thread that watches them in the processes of its command only."""
+    """Start the thread that raises time limits, because Dramatiq starts it only in processes of its own command."""
     for one in broker.middleware:
         if isinstance(one, TimeLimit) and isinstance(one.manager, threading.Thread) and not one.manager.is_alive():
             one.after_process_boot(broker)
 
 
 def _give_back(moved: dramatiq.Broker, app: dramatiq.Broker) -> None:
-    """Move the actors back, and with them those that a test was the first to import."""
+    """Move the actors back, including those that the test was the first to import."""
     for name, actor in moved.actors.items():
         actor.broker = app
         if name not in app.actors and name != PING:

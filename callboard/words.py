@@ -1,4 +1,4 @@
-"""How numbers and times are said to readers, on the pages and in a terminal."""
+"""The wording of numbers and times for readers, on the pages and in a terminal."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -7,29 +7,29 @@ from typing import Any
 
 #: The units of a time span, in seconds.
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-#: The least rate that is shown in a unit, and the least that is shown without decimals.
+#: The smallest rate that is shown in a unit, and the smallest one without decimals.
 LEAST_PACE, WHOLE_PACE = 0.1, 100
-#: Amounts that are shown without decimals: from the first, and below the second.
+#: Amounts from the first and below the second are shown without decimals.
 LEAST_WHOLE, LARGEST_WHOLE = 1_000, 1e15
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """`1 job`, `2 jobs`."""
+    """Return a number with its noun: `1 job`, `2 jobs`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def amount(value: float) -> str:
-    """A number with its thousands apart, or four digits of one that is small or very large."""
+    """Return a number with thousands separators, or four digits of a small or very large one."""
     return f"{value:,.0f}" if LEAST_WHOLE <= value < LARGEST_WHOLE else f"{value:.4g}"
 
 
 def percent(progress: float) -> str:
-    """Rounded down: only a job that is done shows 100 %, and 99.96 % shows 99.9 %."""
+    """Return the progress in percent, rounded down: 99.96 % shows 99.9 %, and only a finished job shows 100 %."""
     return "100 %" if progress == 1 else f"{int(progress * 1000) / 10:.1f} %"
 
 
 def rate(value: float | None, noun: str = "") -> str:
-    """Items a second, a minute or an hour, whichever is a number to read."""
+    """Return a rate in items per second, minute or hour, whichever is readable. `value`: items per second."""
     if value is None:
         return "–"
     pace, unit = value, "s"
@@ -40,7 +40,7 @@ def rate(value: float | None, noun: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span, in its two largest units."""
+    """Return a time span in its two largest units."""
     whole = max(0, round(seconds))
     for (larger, unit), (smaller, lesser) in pairwise(UNITS):
         if whole >= larger:
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 
 def shown_state(job: Mapping[str, Any]) -> str:
-    """The state of a job or a stage; that it is being stopped, or takes what is sent to its actor today."""
+    """Return the state of a job or a stage; also `stopping`, or `open` for today's standing job."""
     if job["stopping"]:
         return "stopping"
     is_open = job.get("standing") and job["state"] == "running" and not job["sealed"]
@@ -57,15 +57,15 @@ def shown_state(job: Mapping[str, Any]) -> str:
 
 
 def parsed(time: str) -> datetime:
-    """Parse a time of the API."""
+    """Return a time of the API as a datetime."""
     return datetime.fromisoformat(time)
 
 
 def since(time: str) -> float:
-    """Seconds since a time; negative for one to come."""
+    """Return the seconds since a time; negative for a future time."""
     return (datetime.now(UTC) - parsed(time)).total_seconds()
 
 
 def left(job: Mapping[str, Any]) -> str:
-    """Return how long a job still takes at its rate; an empty text if that is not known."""
+    """Return the remaining time of a job at its rate, as text; empty if it is unknown."""
     return duration(-since(job["eta"])) if job["eta"] else ""

@@ -42,9 +42,7 @@ UNKNOWN_SENDER = (
     "this needs a valid token: send the header `Authorization: Bearer cb_…`. A refused token is "
     "mistyped, revoked or expired; `callboard token create` makes another"
 )
-UNKNOWN_SHARE = (
-    "the token in this address is mistyped, revoked or expired; ask for another one"
-)
+UNKNOWN_SHARE = "the token in this address is mistyped, revoked or expired; ask for another one"
 NOT_ANY_MORE = "this login is no longer valid: it was revoked, changed, or has expired"
 
 #: Methods that change nothing.
@@ -190,8 +188,7 @@ def check_scope(request: Request, scope: str, *, for_all_tenants: bool, shared: 
 
 
 async def _admission(authenticate: Authenticate, request: Request) -> Admission:
-    """Call the app's own login. A value other than an identity, None or a response is an error and refuses the sender.
-    """
+    """Call the app's own login. A value of another type than `Admission` is an error and refuses the sender."""
     try:
         if inspect.iscoroutinefunction(authenticate):
             found = await authenticate(request)

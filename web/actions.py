@@ -90,8 +90,7 @@ async def delete(call: Call[DryRun, NoBody]) -> Response | dict[str, Any]:
 
 
 async def _act(call: Call[Any, Any], action: str, write: Callable[[Conn, int, Requester], object]) -> dict[str, Any]:
-    """Run the action and return the job; for a dry run, only check it and return the number of items it would change.
-    """
+    """Run the action and return the job. In a dry run, only check it and return how many items would change."""
     trial = isinstance(call.query, DryRun) and call.query.dry_run
     if trial:
         await call.write(lambda conn: refusals.check(conn, call.job, call.requester, action))

@@ -404,9 +404,7 @@ Items = _page("Items", "A page of items.", items=list[Item])
 Errors = _page("Errors", "The error groups of a job.", errors=list[ErrorGroup])
 Actions = _page("Actions", "A page of a job's history, the latest action first.", actions=list[Action])
 Lanes = _page("Lanes", "Lanes of a job, at most 50.", lanes=list[Lane])
-Callbacks = _page(
-    "Callbacks", "The callbacks of a job, those of its latest end first.", callbacks=list[Callback]
-)
+Callbacks = _page("Callbacks", "The callbacks of a job, those of its latest end first.", callbacks=list[Callback])
 Workers = _page("Workers", "A page of worker processes, the latest first.", workers=list[Worker])
 DeadLetters = _page("DeadLetters", "The oldest dead letters of a queue.", dead_letters=list[DeadLetter])
 Tokens = _page("Tokens", "A page of tokens, the latest first.", tokens=list[Token])

@@ -14,10 +14,7 @@ from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import NoQuery
 
 #: The counters of items: column and help text.
-COUNTERS = {
-    "retries": "Failed attempts that were retried.",
-    "crashes": "Worker deaths that were charged to items.",
-}
+COUNTERS = {"retries": "Failed attempts that were retried.", "crashes": "Worker deaths that were charged to items."}
 #: The gauges from the one row of facts: column, name and help text. Times are 0 if nothing waits.
 FACTS = {
     "oldest_pending": ("oldest_pending_job_seconds", "Age of the oldest job that may start but has not."),

@@ -26,8 +26,7 @@ Items = Annotated[
     Anything | None, msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument")
 ]
 Chunk = Annotated[
-    int | None,
-    msgspec.Meta(description="maximum number of items in one message; null: by the actor's mean duration"),
+    int | None, msgspec.Meta(description="maximum number of items in one message; null: by the actor's mean duration")
 ]
 
 

@@ -91,7 +91,7 @@ async def _while_it_goes_on(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]
         except StopAsyncIteration:
             return
         except ClientDisconnect:
-            raise ClientDisconnect("its sender disconnected") from None # the text becomes the reason of the job
+            raise ClientDisconnect("its sender disconnected") from None  # the text becomes the reason of the job
         except TimeoutError:
             said = f"no data arrived for {IDLE_SECONDS:.0f} s, so the submission was stopped"
             raise Refused(408, said, code="slow") from None

@@ -1,4 +1,4 @@
-"""The actors that a command imports: those that ship, and those of the modules in CALLBOARD_ACTORS."""
+"""The actors that a command imports: the shipped ones, and those of the modules in CALLBOARD_ACTORS."""
 
 import importlib
 import logging
@@ -19,10 +19,10 @@ def assemble() -> dramatiq.Broker:
     """Import these modules and return their broker. Raises CommandError for a module that can't be imported."""
     use_running_stack()
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `dramatiq` does: a user's module lies in the current folder
+        sys.path.insert(0, "")  # as `dramatiq` does: a user's module is in the current folder
     quiet = logging.getLogger("callboard")
     level = quiet.level
-    quiet.setLevel(logging.ERROR)  # without AMQP_URL a command stores rows all the same, and workers publish them
+    quiet.setLevel(logging.ERROR)  # without AMQP_URL a command can still store rows, and workers publish them
     try:
         importlib.import_module("callboard.actors")
     except ImportError as error:
@@ -34,7 +34,7 @@ def assemble() -> dramatiq.Broker:
 
 @contextmanager
 def assembled() -> Iterator[dramatiq.Broker]:
-    """As `assemble`, for a block; at its end everything that was sent is published or stored."""
+    """Like `assemble`, for a block; at its end all sent messages are published or stored."""
     broker = assemble()
     try:
         yield broker
@@ -43,8 +43,8 @@ def assembled() -> Iterator[dramatiq.Broker]:
 
 
 def use_running_stack() -> None:
-    """Set the addresses of a `callboard up` that runs in this folder as variables, unless DATABASE_URL is set: its
-    broker belongs to its database and to no other.
+    """Set DATABASE_URL and AMQP_URL to the addresses of a `callboard up` that runs in this folder. If DATABASE_URL is
+    set, do nothing, because the broker belongs to the database of `callboard up`.
     """
     if settings.DATABASE_URL.text:
         return

@@ -28,7 +28,7 @@ def database() -> Iterator[Conn]:
 
 @contextmanager
 def reach(url: str) -> Iterator[None]:
-    """In its block a connection that can't be made raises a CommandError that names the server, without a password."""
+    """Convert a failed connection in its block to a CommandError that names the server, without a password."""
     try:
         yield
     except psycopg.OperationalError as error:

@@ -1,4 +1,4 @@
-"""`callboard doctor`: what is there, what is wrong, and what to do about it."""
+"""`callboard doctor`: checks all parts, and says what is wrong and what to do about it."""
 
 import time
 from collections.abc import Iterator
@@ -33,13 +33,13 @@ from callboard.words import count
 
 app = typer.Typer()
 
-#: Seconds that the clock of this machine may differ from that of the database.
+#: Maximum difference in seconds between the clocks of this machine and of the database.
 CLOCK_SECONDS = 2.0
-#: Seconds for which a lock may keep others waiting.
+#: Seconds for which a lock may make others wait.
 LOCK_SECONDS = 5.0
-#: Seconds between two looks at a ping.
+#: Seconds between two reads of a ping's job.
 LOOK_SECONDS = 0.02
-#: Stalled jobs that are named.
+#: Maximum number of stalled jobs that are listed.
 STALLED = 5
 OK, NOTE, WRONG = "ok", "note", "wrong"
 STYLES = {OK: "green", NOTE: "yellow", WRONG: "bold red"}
@@ -47,7 +47,7 @@ ASKED = Requester("cli", "doctor")
 
 
 class Finding(NamedTuple):
-    """A part that was checked, its state (ok, note or wrong), the text of what was found, and the advice."""
+    """The result of a check: the part, its state (ok, note or wrong), what was found, and what to do."""
 
     about: str
     state: str
@@ -58,13 +58,13 @@ class Finding(NamedTuple):
 @app.command()
 def doctor(
     *,
-    ping: Annotated[bool, typer.Option(help="Send a message through every queue that a worker has.")] = True,
+    ping: Annotated[bool, typer.Option(help="Send a message through every queue that a worker consumes.")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for each of these messages.")] = 15.0,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what is wrong when nothing happens: database, broker, queues, workers, jobs. Exit 1 if something is.
+    """Find out why nothing happens: check database, broker, queues, workers and jobs. Exit 1 if something is wrong.
 
-    It changes nothing, but for a job of one item a queue, which it deletes again.
+    It changes nothing, except that it makes one job of one item per queue, and deletes it.
     """
     actor_modules.use_running_stack()
     findings = []
@@ -81,7 +81,9 @@ def doctor(
 
 
 def examine(timeout: float | None) -> Iterator[Finding]:
-    """Look at everything, in the order in which a message meets it. `timeout`: seconds for a ping; None: send none."""
+    """Yield the findings, in the order in which a message passes the parts. `timeout`: seconds for a ping; None: no
+    pings.
+    """
     yield from _settings()
     addresses = settings.AMQP_URL.get()
     try:
@@ -94,7 +96,7 @@ def examine(timeout: float | None) -> Iterator[Finding]:
             locks = queries.run(conn, queries.long_locks(LOCK_SECONDS))
             yield from map(_lock, locks)
             if any(lock["whole"] for lock in locks):
-                return  # whatever reads that table would wait, too
+                return  # all reads of that table would wait, too
             yield from _workers(conn)
             yield from _queues(conn, addresses)
             yield from _jobs(conn)
@@ -118,7 +120,7 @@ def examine(timeout: float | None) -> Iterator[Finding]:
 
 def _settings() -> Iterator[Finding]:
     for name in settings.unknown():
-        yield Finding("settings", NOTE, f"{name} is no setting", "see `callboard config` for those there are")
+        yield Finding("settings", NOTE, f"{name} is not a setting", "see `callboard config` for the settings")
     yield Finding("settings", OK, "all values are valid")  # main() has checked them
 
 
@@ -139,7 +141,7 @@ def _database(conn: Conn) -> Iterator[Finding]:
     if apart > CLOCK_SECONDS:
         yield Finding(
             "clock", NOTE, f"this machine and the database are {apart:.0f} s apart",
-            "set the clocks: limits and times go by the database's",
+            "set the clocks: limits and times use the database's clock",
         )  # fmt: skip
     if server["read_only"]:
         yield Finding("database", WRONG, READ_ONLY, PRIMARY)
@@ -150,13 +152,15 @@ def _database(conn: Conn) -> Iterator[Finding]:
 def _lock(lock: dict[str, Any]) -> Finding:
     what = f"keeps {count(lock['waiting'], 'session')} waiting" if lock["waiting"] else "has locked jobs or items"
     if lock["whole"]:
-        what = "keeps all others from a whole table"
+        what = "blocks a whole table for all others"
     do = f"let its transaction end, or end it: SELECT pg_terminate_backend({lock['pid']})"
     return Finding("locks", WRONG, f"{lock['who']}, {what}", do)
 
 
 def _pooler() -> Finding:
-    """The finding for a connection whose server process is another than it was given: a pooler stands between."""
+    """Return the finding about a pooler, which is there if the server process is another than at the connection's
+    start.
+    """
     if settings.PREPARE.get():
         do = "if it is PgBouncer before 1.22, or has max_prepared_statements = 0: set CALLBOARD_PREPARE=off"
         return Finding("pooler", NOTE, "there is one, and prepared statements are on", do)
@@ -198,20 +202,20 @@ def _workers(conn: Conn) -> Iterator[Finding]:
 def _queues(conn: Conn, addresses: str) -> Iterator[Finding]:
     known = queries.run(conn, queries.queues())
     rows, unknown = queue_admin.with_depths(addresses, known)
-    for row in rows:  # if RabbitMQ's numbers are missing, `_broker` has said why
+    for row in rows:  # if RabbitMQ's numbers are missing, `_broker` has reported why
         yield from _queue(row, missing=unknown is None and row["ready"] is None)
 
 
 def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
     about = f"queue {row['name']}"
     if missing:
-        yield Finding(about, NOTE, "RabbitMQ does not have it", "a worker that has its actors makes it")
+        yield Finding(about, NOTE, "RabbitMQ does not have it", "a worker that has its actors declares it")
     elif row["dead"] is None and row["ready"] is not None:
-        lost = "RabbitMQ does not have its queue of dead letters, so messages that fail leave none"
-        yield Finding(about, NOTE, lost, "start one of its workers again, which makes it")
+        lost = "RabbitMQ does not have its dead-letter queue, so failed messages leave no dead letters"
+        yield Finding(about, NOTE, lost, "restart one of its workers, which declares it")
     if row["unserved"] and row["pending"]:
         yield Finding(
-            about, NOTE, f"no worker that is alive has {', '.join(row['unserved'])}",
+            about, NOTE, f"no living worker has {', '.join(row['unserved'])}",
             "if jobs need it, start a worker with its module",
         )  # fmt: skip
     if row["dead"]:
@@ -221,7 +225,7 @@ def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
         )  # fmt: skip
     if row["ready"] and not row["consumers"]:
         ready = count(row["ready"], "message is", "messages are")
-        yield Finding(about, WRONG, f"{ready} ready, and nobody consumes it", "start a worker")
+        yield Finding(about, WRONG, f"{ready} ready, and it has no consumer", "start a worker")
     else:
         ready = "" if row["ready"] is None else f"{row['ready']:,} ready, "
         yield Finding(about, OK, f"{ready}{row['pending']:,} items wait as rows")
@@ -230,14 +234,14 @@ def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
 def _jobs(conn: Conn) -> Iterator[Finding]:
     stalled, following = queries.run(conn, queries.jobs(JobFilter(stalled=True), limit=STALLED))
     for job in stalled:
-        # A standstill with an end is as asked, and so is a job that waits for more items.
+        # A stall with a known end is wanted; so is a job that waits for more items.
         asked = job["stalled_until"] or job["stalled"] in (OPEN, SUBMITTING)
         state, do = (NOTE, "") if asked else (WRONG, f"see `callboard status {job['id']}`")
         yield Finding(f"job {job['id']}", state, f"{job['name']}: {job['stalled']}", do)
     if not stalled:
-        yield Finding("jobs", OK, "none stands still")
+        yield Finding("jobs", OK, "none is stalled")
     elif following is not None:
-        yield Finding("jobs", NOTE, "more stand still", "callboard jobs is:stalled")
+        yield Finding("jobs", NOTE, "more are stalled", "callboard jobs is:stalled")
 
 
 def _pings(conn: Conn, timeout: float) -> Iterator[Finding]:
@@ -261,7 +265,7 @@ def _ping(conn: Conn, queue: str, trouble: str | None, timeout: float) -> Findin
     while job["state"] not in JOB_FINAL and time.monotonic() - stored < timeout:
         time.sleep(LOOK_SECONDS)
         found = queries.run(conn, queries.job(made.job))
-        job = {"state": "cancelled"} if found is None else found  # None: somebody has deleted it
+        job = {"state": "cancelled"} if found is None else found  # None: somebody has deleted the job
     seen = time.monotonic()
     try:
         if job["state"] != "completed":
@@ -285,7 +289,7 @@ def _ping(conn: Conn, queue: str, trouble: str | None, timeout: float) -> Findin
 def _unanswered(
     conn: Conn, number: int, about: str, job: dict[str, Any], trouble: str | None, timeout: float
 ) -> Finding:
-    # Why the job itself says it stands is no answer: no worker announces the actor of pings.
+    # The job's own `stalled` is not used, because no worker announces the actor of pings.
     actions.cancel(conn, number, ASKED, reason="no answer in time")
     where = "its row was not published" if job.get("pending") else "its message was published and did not come back"
     why = f": {trouble}" if trouble else ""

@@ -1,4 +1,4 @@
-"""Errors that a user can do something about, each as one line."""
+"""Errors that a user can fix, each as one line."""
 
 import errno
 
@@ -21,7 +21,7 @@ from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
 
-#: What is wrong and what to do, by the error of a database that refuses what others would do.
+#: What is wrong and what to do, by the error of a database that refuses a valid statement.
 REFUSALS: dict[type[Exception], tuple[str, str]] = {
     psycopg.errors.InsufficientPrivilege: (NO_RIGHT, GIVE_RIGHT),
     psycopg.errors.ReadOnlySqlTransaction: (READ_ONLY, PRIMARY),
@@ -30,7 +30,7 @@ REFUSALS: dict[type[Exception], tuple[str, str]] = {
 
 
 class CommandError(Exception):
-    """Ends a command with `code` and with its message, which says what is wrong and what to do."""
+    """Ends a command with exit code `code` and with its message, which says what is wrong and what to do."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -38,11 +38,11 @@ class CommandError(Exception):
 
 
 def explain(error: Exception) -> str | None:  # noqa: PLR0911, C901 — a return for each kind of error
-    """The line for an error; None for a bug of ours."""
+    """Return the line for an error; None for a bug in Callboard."""
     if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible)):
         return str(error)
     if isinstance(error, NotStarted):
-        # Its text ends with lines of a log, of which the last one is enough.
+        # Its text ends with lines of a log; the last line is enough.
         first, *rest = str(error).splitlines()
         return " ".join([first, *rest[-1:]])
     if isinstance(error, MISFIT):
@@ -59,11 +59,11 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911, C901 — a return
         return said
     if isinstance(error, psycopg.OperationalError):
         lost = is_connection_lost(error)
-        what = "the connection to the database was lost" if lost else "the database refuses for now"
+        what = "the connection to the database was lost" if lost else "the database refuses this at present"
         return f"{what}: {first_line(error)}; try again"
     return None
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type's name where it has none."""
+    """Return the first line of an error's text, or the name of its type if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""`callboard`: all commands, and the end of each: an exit code, and one line for an error."""
+"""`callboard`: all commands, their exit codes, and one line for an error."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ from callboard.commands.jobs import actions, purge, show, submit
 from callboard.commands.local import demo, up
 from callboard.sql import settings
 
-#: Each module has commands in a typer `app` of its own; a new module is added here.
+#: Each module has its commands in a typer `app`; add a new module here.
 GROUPS = (up, demo, submit, show, actions, put_back, doctor, server, sweep, purge, tokens)
 
 HELP = """Progress that is always true for Dramatiq actors.
@@ -32,7 +32,7 @@ callboard errors @latest
 
 callboard retry @latest
 
-`callboard --install-completion` has the shell complete commands and options.
+`callboard --install-completion` makes the shell complete commands and options.
 """
 
 app = typer.Typer(help=HELP, pretty_exceptions_enable=False)
@@ -47,10 +47,10 @@ def _check_settings() -> None:
 
 
 class Command(TyperCommand):
-    """A command that refuses to be given one option twice: of two values, typer would drop the first without a word."""
+    """A command that refuses an option that is given twice: typer would silently drop the first value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments. Raises a usage error for an option of one value that is given more than once."""
+        """Parse the arguments. Raises a usage error for a single-value option that is given more than once."""
         if not ctx.resilient_parsing:
             *_, given = self.make_parser(ctx).parse_args(args=list(args))
             for option in self.params:
@@ -76,13 +76,13 @@ for command in _commands(app):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 ok, 1 failed, 2 wrong usage, 130 Ctrl-C. An error is one line on stderr.
 
-    Raises what `explain` has no line for: a bug.
+    Raises an error that `explain` does not know, which is a bug.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
-        gc.freeze()  # what is imported is no garbage, and at the end Python searches it for 0.2 s
+        gc.freeze()  # imported modules are no garbage, and scanning them at exit takes 0.2 s
     output.prepare_streams()
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs a failure in many lines, and a command in one
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # pika logs a failure in many lines, a command in one
     try:
         code = app(given or ["--help"], standalone_mode=False, prog_name="callboard")
     except TyperException as error:
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return _fail("stopped", 1)
     except BrokenPipeError:
-        output.drop_stdout()  # its reader wants no more
+        output.drop_stdout()  # the reader has closed the pipe
         return 1
     except Exception as error:
         line = explain(error)

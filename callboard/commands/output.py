@@ -1,4 +1,4 @@
-"""Prints to the terminal: one JSON document, or tables and lines in which control characters are escaped."""
+"""Output to the terminal: one JSON document, or tables and lines with escaped control characters."""
 
 import io
 import json
@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: The option of every command that prints something.
+#: The option of every command that prints data.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 #: Cells between two columns.
 GAP = 2
-#: Characters of a bar that goes to no terminal, and at most of a row of a table, which is one line there.
+#: Without a terminal: characters of a line with a bar, and maximum characters of a table row, which is one line.
 PIPE_CHARS, PIPE_TABLE_CHARS = 200, 100_000
 
 STYLES = {
@@ -31,7 +31,7 @@ STYLES = {
 
 
 def prepare_streams() -> None:
-    """Make every text printable: escape what the encoding of a stream lacks, and replace a closed stream."""
+    """Make every text printable: escape characters that a stream's encoding lacks, and replace a closed stream."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -41,15 +41,15 @@ def prepare_streams() -> None:
 
 
 def drop_stdout() -> None:
-    """Discard the text that standard output still holds: Python would write it at its end."""
+    """Discard the buffered text of standard output, which Python would write at its exit."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def console(pipe_chars: int = PIPE_CHARS) -> Console:
-    """Standard output. Lines to a pipe are as long as they need to be, bars and rows of at most `pipe_chars` there.
+    """Return the console for standard output. In a pipe lines are not wrapped; bars and rows have at most `pipe_chars`.
 
-    It `is_interactive` where lines can be drawn anew: not in a dumb terminal, nor in a pipe that takes colours.
+    It `is_interactive` if lines can be redrawn: not in a dumb terminal, and not in a pipe that accepts colours.
     """
     terminal = sys.stdout.isatty()
     return Console(
@@ -59,7 +59,7 @@ def console(pipe_chars: int = PIPE_CHARS) -> Console:
 
 
 def one_of(words: Sequence[str], text: str, *names: str, metavar: str = "STATE") -> Any:
-    """An option that takes one of these words; `text` is its help, without the words."""
+    """Return an option that takes one of these words; `text` is its help, without the words."""
 
     def parse(value: str) -> str:
         if value not in words:
@@ -75,40 +75,40 @@ def document(value: Any) -> None:
 
 
 def write(content: bytes) -> None:
-    """Write bytes to standard output as they are."""
+    """Write bytes to standard output unchanged."""
     sys.stdout.flush()
     sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
 
 
 def plain(value: object) -> Text:
-    """A value as text; None is empty. Escapes control characters: a terminal would obey those in an actor's message."""
+    """Return a value as text; None is empty. Escapes control characters, because a terminal would execute them."""
     text = "" if value is None else str(value)
     printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return Text("".join(printable))
 
 
 def lines(text: str) -> None:
-    """Print a text of several lines, with control characters escaped."""
+    """Print a text of several lines, with escaped control characters."""
     for line in text.splitlines():
         console().print(plain(line))
 
 
 def state(word: str) -> Text:
-    """A state in its colour."""
+    """Return a state in its colour."""
     return Text(word, style=STYLES.get(word, ""))
 
 
 class Fit(NamedTuple):
-    """How a table fits into the lines of a terminal: texts in columns of `cut` are cut with …, to so many characters at
-    the least. If that is not enough, columns of `spare` are left out, those without a text first.
+    """How a table fits into the width of a terminal: texts in columns of `cut` are cut with …, to at least this many
+    characters. If that is not enough, columns of `spare` are omitted, empty ones first.
     """
 
     cut: Mapping[str, int]
     spare: Sequence[str]
 
     def columns(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int) -> list[str]:
-        """Return those of the columns for which there is room."""
+        """Return the columns for which there is room."""
         kept = list(columns)
         silent = [column for column in self.spare if not any(row[column] for row in rows)]
         for spared in (*silent, *self.spare):
@@ -123,12 +123,12 @@ class Fit(NamedTuple):
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | None = None) -> None:
-    """Print rows as `grid` has them."""
+    """Print rows as a table: see `grid`."""
     console(PIPE_TABLE_CHARS).print(grid(rows, columns, fit))
 
 
 def grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | None = None) -> Table:
-    """Rows as a table, numbers to the right, states in colour. In a terminal no line is wrapped if there is a `fit`."""
+    """Return rows as a table, numbers aligned right, states in colour. With `fit` no line is wrapped in a terminal."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     if not (rows and console().is_terminal):
         fit = None

@@ -1,4 +1,4 @@
-"""`callboard put-back`: dead letters of RabbitMQ go back to their queue."""
+"""`callboard put-back`: moves dead letters of RabbitMQ back to their queue."""
 
 from typing import Annotated
 
@@ -19,21 +19,21 @@ app = typer.Typer()
 
 @app.command()
 def put_back(
-    queue: Annotated[str, typer.Argument(help="The queue whose dead letters go back.", show_default=False)],
+    queue: Annotated[str, typer.Argument(help="The queue whose dead letters are moved back.", show_default=False)],
     *,
     limit: Annotated[
-        int, typer.Option(min=1, max=queue_admin.MAX_MOVED, help="The most to move, the oldest first.")
+        int, typer.Option(min=1, max=queue_admin.MAX_MOVED, help="Maximum number to move, the oldest first.")
     ] = queue_admin.MAX_MOVED,
     as_json: AsJson = False,
 ) -> None:
-    """Put dead letters back into their queue: the item of each gets another attempt."""
+    """Move dead letters back to their queue: the item of each gets another attempt."""
     actor_modules.use_running_stack()
     addresses = settings.AMQP_URL.get()
     if not addresses:
         raise CommandError(queue_admin.NO_BROKER, code=2)
     with database() as conn:
         if queue not in (names := [row["name"] for row in queries.run(conn, queries.queues())]):
-            there = f"there are {', '.join(names)}" if names else "there are none"
+            there = f"known are {', '.join(names)}" if names else "there are none"
             raise CommandError(f"no known actor has a queue {queue!r}; {there}")
     try:
         moved, left = queue_admin.put_back(addresses, queue, limit)

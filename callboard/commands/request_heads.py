@@ -1,30 +1,30 @@
-"""Closes connections of `callboard serve` on which the head of a request does not come to its end."""
+"""Closes connections of `callboard serve` on which the head of a request stays incomplete."""
 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol  # one of two classes, by what is installed
+from uvicorn.protocols.http.auto import AutoHTTPProtocol  # one of two classes, depending on the installed packages
 
-#: Seconds that the head of a request may take, from the connection or from its first byte.
+#: Maximum seconds until the head of a request is complete, from the connection or from its first byte.
 HEAD_SECONDS = 30.0
 
 
 class TimedHeads(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
-    """Uvicorn's protocol, with a limit for the head of a request.
+    """Uvicorn's protocol, with a time limit for the head of a request.
 
-    Uvicorn closes a connection only when it is idle after an answer. A client that sends nothing, or a byte now and
-    then, would keep it for ever, and with it a file of the process.
+    Uvicorn closes a connection only if it is idle after an answer. A client that sends nothing, or a byte now and then,
+    would keep the connection and its file descriptor forever.
     """
 
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for the first head."""
+        """Start the time limit for the first head."""
         super().connection_made(transport)
         self._begin()
 
     def data_received(self, data: bytes) -> None:
-        """Begin to wait for a head with its first bytes, and end with its last."""
+        """Start the time limit at the first bytes of a head, and stop it at its last byte."""
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
@@ -33,7 +33,7 @@ class TimedHeads(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
             self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop the time limit."""
         self._end()
         super().connection_lost(exc)
 

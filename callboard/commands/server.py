@@ -19,10 +19,10 @@ from callboard.sql.reads import queries
 
 app = typer.Typer()
 
-#: Host names by which a browser on this machine asks for a web app that listens on loopback.
+#: Host names that a browser on this machine uses for a web app on loopback.
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
-#: Seconds for which an idle connection stays open: longer than proxies keep theirs (nginx 60 s, Traefik 90 s, Caddy
-#: 120 s), or a proxy would use a connection again while it is being closed, and answer 502.
+#: Seconds for which an idle connection stays open. It must be longer than the timeouts of proxies (nginx 60 s, Traefik
+#: 90 s, Caddy 120 s): otherwise a proxy would reuse a connection that is being closed, and answer 502.
 IDLE_SECONDS = 150
 
 
@@ -39,7 +39,7 @@ def migrate(*, as_json: AsJson = False) -> None:
 
 
 def _prefix(text: str) -> str:
-    """A path that a proxy takes away, as `/tools/callboard`."""
+    """Return a prefix that a proxy strips, such as `/tools/callboard`."""
     if not re.fullmatch(r"(/[\w.~-]+)+/?", text, re.ASCII):
         raise typer.BadParameter(f"must be a path like /tools/callboard, not {text!r}")
     return text.rstrip("/")
@@ -51,22 +51,22 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any free one.")] = 8000,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another host name to answer to, as a proxy's (may be repeated).")
+        list[str] | None, typer.Option(help="Another host name to accept, such as a proxy's (may be repeated).")
     ] = None,
     root_path: Annotated[
         str | None,
-        typer.Option(metavar="PATH", parser=_prefix, help="The prefix that a proxy takes away: /tools/callboard."),
+        typer.Option(metavar="PATH", parser=_prefix, help="The prefix that a proxy strips: /tools/callboard."),
     ] = None,
     open_to_everyone: Annotated[
-        bool, typer.Option("--open-to-everyone", help="Let anybody who reaches HOST use it, without a login.")
+        bool, typer.Option("--open-to-everyone", help="Need no login: anybody who reaches HOST has full access.")
     ] = False,
     link: Annotated[bool, typer.Option("--link/--no-link", help="On loopback, print a link that logs in once.")] = True,
 ) -> None:
     """Serve the web app and the API until Ctrl-C.
 
-    It lets in who has a token: `callboard token create`. On loopback it prints a link that logs a browser in, once.
+    It needs a token: `callboard token create`. On loopback it prints a link that logs a browser in once.
     """
-    # No other command needs the web app, and without it each of them starts in half the time.
+    # Imported here, because other commands start in half the time without the web app.
     import uvicorn  # noqa: PLC0415
 
     from callboard.commands.request_heads import TimedHeads  # noqa: PLC0415
@@ -75,17 +75,17 @@ def serve(
     url, loopback = database_address(), _loopback(host)
     if not open_to_everyone and not loopback:
         _check_login(url, host)
-    # A login keeps other sites' pages out; without one, only the host name tells them from those of this app.
+    # A login keeps pages of other sites out; without a login only the check of the host name does.
     guarded = bool(allow_host) or (open_to_everyone and loopback)
     names = [*LOCAL, host, *(allow_host or [])] if guarded else None
     web = create_app(url=url, open_to_everyone=open_to_everyone, hosts=names)
     listener = listen(host, port)
-    # What was imported stays as long as the process: a full collection that looks at it all holds up every answer.
+    # Imported objects live as long as the process: a full collection of all of them would delay every answer.
     gc.collect()
     gc.freeze()
     bound = f"[{host}]" if ":" in host else host
     address = f"http://{bound}:{listener.getsockname()[1]}/"
-    shown = loopback and link and not open_to_everyone and not root_path  # its cookie is for the path at the proxy
+    shown = loopback and link and not open_to_everyone and not root_path  # its cookie has the path at the proxy
     typer.echo(f"Callboard is at {_login_link(url, address) if shown else address}")
     config = uvicorn.Config(
         web, log_level="warning", root_path=root_path or "", timeout_keep_alive=IDLE_SECONDS, http=TimedHeads
@@ -94,7 +94,7 @@ def serve(
 
 
 def _check_login(url: str, host: str) -> None:
-    """Raise CommandError where other machines reach the app and nobody can log in."""
+    """Raise CommandError if other machines can reach the app and no token exists."""
     with reach(url):
         conn = connect(url)
     with conn:
@@ -107,20 +107,20 @@ def _check_login(url: str, host: str) -> None:
 
 
 def _login_link(url: str, address: str) -> str:
-    """A link that logs in once; the plain address while the database does not answer: the app waits for it."""
+    """Return a link that logs in once; the plain address if the database does not answer: the app waits for it."""
     try:
         with connect(url) as conn:
             return tokens.make_login_link(conn, address)
     except psycopg.Error as error:
-        typer.echo(f"callboard: no link to log in, since the database refused it: {first_line(error)}", err=True)
+        typer.echo(f"callboard: no login link, because the database refused it: {first_line(error)}", err=True)
         return address
 
 
 @app.command()
 def config(*, as_json: AsJson = False) -> None:
-    """List every setting with its value, its default and what it does; secrets are masked.
+    """List every setting with its value, its default and its meaning; secrets are masked.
 
-    In the folder of a running `callboard up` its addresses are the values, as for all commands there.
+    In the folder of a running `callboard up` the values are its addresses, as for all commands there.
     """
     actor_modules.use_running_stack()
     rows = settings.described()
@@ -138,10 +138,10 @@ def _loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listen on an address. Raises CommandError where that is not possible.
+    """Return a socket that listens on an address. Raises CommandError if that is not possible.
 
-    Its connections send at once what is written: asyncio sees to that only where a socket names its protocol, and the
-    second part of each answer would wait 40 ms for the client to acknowledge the first.
+    The socket names its protocol, because asyncio sets TCP_NODELAY only then. Otherwise the second part of each answer
+    would wait 40 ms until the client acknowledges the first.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -9,15 +9,15 @@ MASK = "***"
 
 
 def described() -> list[dict[str, Any]]:
-    """Each setting with its value, secrets masked; last the variables that look like ours and are not."""
+    """Return each setting with its value, secrets masked; at the end the unknown variables named CALLBOARD_…."""
     # The value of an unknown variable may be a secret.
     strange = [_row(name, MASK, "", "not a setting of Callboard: misspelt?") for name in unknown()]
     return [*(_row(one.name, _shown(one), one.default, one.meaning) for one in SETTINGS), *strange]
 
 
 def masked(value: str) -> str:
-    """An address, or several with `;` between, without its passwords."""
-    # A password may contain any character, also `;` and `@`: it ends before the last @ of its address.
+    """Return an address, or several separated by `;`, without passwords."""
+    # A password may contain any character, also `;` and `@`; it ends before the last @ of its address.
     nodes = re.split(r";(?=\s*amqps?://)", value)
     hidden = ";".join(re.sub(r"(://[^:/?#@]*):.*@", rf"\1:{MASK}@", node, flags=re.DOTALL) for node in nodes)
     return re.sub(r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^&\s]*)", rf"\1{MASK}", hidden)

@@ -16,17 +16,15 @@ app = typer.Typer()
 
 @app.command()
 def sweep() -> None:
-    """Repair what is stuck and publish what is due, until Ctrl-C or SIGTERM. Workers do the same beside their work.
+    """Repair stuck jobs and publish due messages, until Ctrl-C or SIGTERM. Workers do the same beside their work.
 
-    Any number of these may run: they elect one that repairs at a time.
+    Any number of these processes may run: they elect the one that repairs.
     """
-    with database():  # a database that is away or has no schema is an error
+    with database():  # a database that is down or has no schema is an error
         pass
     with ends_on_sigterm(), actor_modules.assembled() as broker:
         if isinstance(broker, StubBroker):
-            raise CommandError(
-                "AMQP_URL is not set: only the worker that holds an in-process broker can sweep its messages"
-            )
+            raise CommandError("AMQP_URL is not set: only the worker with an in-process broker can sweep its messages")
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
         runtime_of(broker).maintain()
         typer.echo("sweeping", err=True)

@@ -1,4 +1,4 @@
-"""Commands for tokens, which let somebody into the web app: `token create|list|revoke`."""
+"""Commands for tokens, which give access to the web app: `token create|list|revoke`."""
 
 from typing import Annotated
 
@@ -17,12 +17,12 @@ from callboard.sql.writes import tokens
 from callboard.words import count
 
 app = typer.Typer()
-group = typer.Typer(help="Let programs and people into the web app: create, list and revoke tokens.")
+group = typer.Typer(help="Tokens give programs and people access to the web app: create, list and revoke them.")
 app.add_typer(group, name="token")
 
 Scopes = Annotated[
     list[str] | None,
-    one_of(SCOPES, "What it allows (may be repeated; by default read, submit and control)", "--scope", metavar="SCOPE"),
+    one_of(SCOPES, "What it allows (may be repeated; default: read, submit and control)", "--scope", metavar="SCOPE"),
 ]
 
 
@@ -31,21 +31,21 @@ def create(
     name: Annotated[str | None, typer.Argument(help="The owner's name; the history of jobs shows it.")] = None,
     *,
     scope: Scopes = None,
-    tenant: Annotated[str | None, typer.Option(help="For the jobs of this tenant only.")] = None,
-    job: Annotated[int | None, typer.Option(min=0, help="To look at this job, and at nothing else.")] = None,
-    link: Annotated[bool, typer.Option("--link", help="Print a link instead, which logs a browser in, once.")] = False,
+    tenant: Annotated[str | None, typer.Option(help="Only for the jobs of this tenant.")] = None,
+    job: Annotated[int | None, typer.Option(min=0, help="Only to read the fields of this job.")] = None,
+    link: Annotated[bool, typer.Option("--link", help="Print a link instead, which logs a browser in once.")] = False,
     expires: Annotated[
-        str | None, typer.Option(metavar="SPAN", help="How long it lasts: 12h, 30d, or forever.")
+        str | None, typer.Option(metavar="SPAN", help="Time until it expires: 12h, 30d, or forever.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a token and print it: it is shown this once. `callboard token create ci --scope submit --expires 90d`.
+    """Create a token and print it, only this once. `callboard token create ci --scope submit --expires 90d`.
 
-    Programs send it with each request, as `Authorization: Bearer cb_…`; people type it into the login page.
-    A link allows everything, unless --scope says what, and waits for a day.
+    Programs send it with each request, as `Authorization: Bearer cb_…`; people enter it on the login page. A link has
+    all scopes, unless --scope is given, and is valid for a day.
     """
     if job is not None and (scope or tenant or link):
-        raise CommandError("a token for a --job looks at that job: leave out --scope, --tenant and --link", code=2)
+        raise CommandError("a token for a --job only reads that job: omit --scope, --tenant and --link", code=2)
     by = acting("cli")
     with database() as conn:
         if job is not None:
@@ -64,12 +64,12 @@ def create(
     typer.echo(address or secret)
     typer.echo(f"{row['kind']} {row['id']} of {row['name']}: {', '.join(row['scopes'])}", err=True)
     if address and address.startswith("/"):
-        typer.echo("write the address of the web app before this path", err=True)
+        typer.echo("put the address of the web app before this path", err=True)
 
 
 @group.command("list")
 def list_tokens(*, after: After = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List the tokens, links and sessions that let somebody in, the latest first, without their secrets."""
+    """List the valid tokens, links and sessions, the latest first, without their secrets."""
     with database() as conn:
         page = queries.run(conn, queries.tokens(before=after, limit=limit))
     print_page(
@@ -80,11 +80,11 @@ def list_tokens(*, after: After = None, limit: Limit = 50, as_json: AsJson = Fal
 
 @group.command()
 def revoke(
-    tokens_: Annotated[list[int], typer.Argument(metavar="TOKEN…", min=0, help="Ids, as `token list` has them.")],
+    tokens_: Annotated[list[int], typer.Argument(metavar="TOKEN…", min=0, help="Ids of `token list`.")],
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Revoke tokens, and log out the browsers that logged in with them. It takes up to two seconds."""
+    """Revoke tokens, and log out the browsers that logged in with them. Takes effect within two seconds."""
     with database() as conn:
         gone = [number for number in tokens_ if tokens.revoke(conn, number, acting("cli"))]
     if as_json:
@@ -92,16 +92,16 @@ def revoke(
     elif gone:
         typer.echo(f"revoked {count(len(gone), 'token')}")
     if missing := [str(number) for number in tokens_ if number not in gone]:
-        raise CommandError(f"there is no token {', '.join(missing)}: `callboard token list` has those there are")
+        raise CommandError(f"there is no token {', '.join(missing)}: `callboard token list` lists the valid ones")
 
 
 def make_login_link(conn: Conn, web_url: str) -> str:
-    """Make a link that logs the user of this process in, once, for everything."""
+    """Return a new link that logs the user of this process in once, with all scopes."""
     by = acting("cli")
     secret, _ = tokens.create(conn, by, name=by.who, kind="link", scopes=SCOPES)
     return login_link(secret, web_url)
 
 
 def login_link(secret: str, web_url: str) -> str:
-    """The address that uses the secret of a link."""
+    """Return the URL of a login link with this secret."""
     return f"{web_url}login?link={secret}"

@@ -28,42 +28,42 @@ T = TypeVar("T")
 
 
 def json_object(value: str) -> dict[str, Any]:
-    """Parse an option that is a JSON object."""
+    """Parse the JSON object of an option."""
     try:
         return msgspec.json.decode(value, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise typer.BadParameter(f"must be a JSON object: {error}") from None
 
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and say how many items it would concern.")]
-CONCURRENCY = "The most items of the job that are in RabbitMQ or running, over all workers."
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and print how many items would change.")]
+CONCURRENCY = "Maximum number of items of the job in RabbitMQ or running, over all workers."
 MaxFailures = Annotated[
     str | None, typer.Option(metavar="N|N%", help="Stop it when more items than this failed: 10, 5%, '5% of 1000'.")
 ]
-LANES = "The most values of that argument in RabbitMQ or running."
+LANES = "Maximum number of values of that argument in RabbitMQ or running."
 ConcurrencyBy = Annotated[
     str | None,
     typer.Option(metavar="FIELD=N", help="The same limit for each value of an argument: customer_id=5, or 0=5."),
 ]
-Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="The most items to start: 10/s, 100/m.")]
+Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="Maximum starts per time: 10/s, 100/m.")]
 Deadline = Annotated[
     str | None,
     typer.Option(metavar="TIME|SPAN", help="Cancel items that have not started by then: 2h, 2027-01-31T12:00:00Z."),
 ]
-Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start nothing before: 90s, 5m, 2h, 1d.")]
-At = Annotated[str | None, typer.Option(metavar="TIME|SPAN", help="Start nothing before: 5m, or 2027-01-31T12:00:00Z.")]
-Keep = Annotated[str | None, typer.Option(metavar="SPAN", help="How long it stays after its end: 30d, or forever.")]
+Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start no item before: 90s, 5m, 2h, 1d.")]
+At = Annotated[str | None, typer.Option(metavar="TIME|SPAN", help="Start no item before: 5m, or 2027-01-31T12:00:00Z.")]
+Keep = Annotated[str | None, typer.Option(metavar="SPAN", help="How long it is kept after its end: 30d, or forever.")]
 
 
 @app.command()
 def cancel(
     job: JobId,
     *,
-    reason: Annotated[str | None, typer.Option(help="Why; the job shows it.")] = None,
+    reason: Annotated[str | None, typer.Option(help="The reason, which the job shows.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start no more items of a job. It is cancelled as soon as its running items have ended."""
+    """Start no more items of a job. It is cancelled when its running items have ended."""
     if dry_run:
         _try(job, lambda conn, by: would_cancel(conn, job, by), "would never start", as_json=as_json)
         return
@@ -78,13 +78,13 @@ def pause(job: JobId, *, as_json: AsJson = False) -> None:
 
 @app.command()
 def resume(job: JobId, *, as_json: AsJson = False) -> None:
-    """Start items of a paused job again."""
+    """Continue a paused job."""
     _act(job, lambda conn, by: writes.resume(conn, job, by), as_json=as_json)
 
 
 @app.command()
 def seal(job: JobId, *, as_json: AsJson = False) -> None:
-    """Take no more items from outside: of a job that is open for more, or whose submission broke off."""
+    """Make a job that is open, or whose submission was interrupted, take no more items from outside."""
     _act(job, lambda conn, by: writes.seal(conn, job, by), as_json=as_json)
 
 
@@ -97,13 +97,13 @@ def limit(
     concurrency_by: ConcurrencyBy = None,
     lanes: Annotated[str | None, typer.Option(metavar="N", help=LANES)] = None,
     rate: Rate = None,
-    priority: Annotated[str | None, typer.Option(metavar="N", help="Jobs with a lower number go first.")] = None,
+    priority: Annotated[str | None, typer.Option(metavar="N", help="Jobs with a lower number run first.")] = None,
     deadline: Deadline = None,
     at: At = None,
     keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the limits of a job, from now on: `callboard limit 17 --rate 10/s`. `none` removes a limit."""
+    """Change the limits of a job: `callboard limit 17 --rate 10/s`. `none` removes a limit."""
     given: dict[str, str | None] = {
         "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "lanes": lanes,
         "rate": rate, "priority": priority, "deadline": deadline, "at": at, "keep": keep,
@@ -127,22 +127,22 @@ def retry(
     *,
     state: Annotated[list[str] | None, one_of(RETRIABLE, "Items in this state (may be repeated)")] = None,
     item: Annotated[list[int] | None, typer.Option(min=0, help="This item (may be repeated).")] = None,
-    error: Annotated[str | None, typer.Option(help="Items that failed by it: a type, or the id of a group.")] = None,
+    error: Annotated[str | None, typer.Option(help="Items that failed with it: a type, or the id of a group.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give items another attempt: all that failed, or those chosen. A finished job is open again."""
+    """Give items another attempt: all failed items, or the selected ones. A finished job runs again."""
 
     def act(conn: Conn, by: Requester) -> int:
         selection = RetrySelection(state or None, item or None, error)
         return (would_retry if dry_run else retry_action.retry)(conn, job, by, selection)
 
     if dry_run:
-        _try(job, act, "would be given another attempt", as_json=as_json)
+        _try(job, act, "would get another attempt", as_json=as_json)
         return
     count = _act(job, act, as_json=as_json)
     if not as_json:
-        typer.echo(f"{words.count(count, 'item')} given another attempt")
+        typer.echo(f"{words.count(count, 'item')} will get another attempt")
 
 
 @app.command()
@@ -150,17 +150,17 @@ def run_again(
     job: JobId,
     *,
     state: Annotated[list[str] | None, one_of(FINAL, "Items in this state (may be repeated)")] = None,
-    name: Annotated[str | None, typer.Option(help="The new job's name; else the old one's.")] = None,
+    name: Annotated[str | None, typer.Option(help="The new job's name; default: the old one's.")] = None,
     key: Annotated[str | None, typer.Option(help="The same key gives the same new job.")] = None,
     metadata: Annotated[
-        Any, typer.Option(parser=json_object, metavar="JSON", help="An object to keep with the new job.")
+        Any, typer.Option(parser=json_object, metavar="JSON", help="An object to store with the new job.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new job of the items of one that has ended: all, or those in some states. Prints the new job's id.
+    """Make a new job of the items of a finished job: all, or those in some states. Prints the new job's id.
 
-    It has the old job's limits, but for the deadline and the time to start at. `callboard limit` changes them while it
-    runs; to start it with others, call `job.run_again(rate=…)` in Python, or POST /api/jobs/JOB/run-again.
+    It has the old job's limits, except the deadline and the start time. `callboard limit` changes them while it runs.
+    To start it with other limits, call `job.run_again(rate=…)` in Python, or POST /api/jobs/JOB/run-again.
     """
     with database() as conn:
         find_job(conn, job)
@@ -176,7 +176,7 @@ def run_again(
 
 
 def _try(job: int, count: Callable[[Conn, Requester], int], what: str, *, as_json: bool) -> None:
-    """Print how many items an action would concern, and change nothing."""
+    """Print how many items an action would change, and change nothing."""
     with database() as conn:
         find_job(conn, job)
         items = _checked(conn, count)
@@ -187,7 +187,7 @@ def _try(job: int, count: Callable[[Conn, Requester], int], what: str, *, as_jso
 
 
 def _act(job: int, write: Callable[[Conn, Requester], T], *, as_json: bool) -> T:
-    """Do something to a job, then print the job. Raises CommandError, code 2, for a value that makes no sense."""
+    """Run an action on a job, then print the job. Raises CommandError, code 2, for an invalid value."""
     with database() as conn:
         find_job(conn, job)
         answer = _checked(conn, write)

@@ -1,4 +1,4 @@
-"""Follows jobs to their ends: live on a terminal that can draw over its lines, elsewhere a line for each change."""
+"""Follows jobs to their ends: live on a terminal that can redraw lines, elsewhere with a line for each change."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +17,19 @@ from callboard.sql.pool import Conn, connect, database_address, running_here
 from callboard.sql.reads import queries
 from callboard.sql.states import JOB_FINAL
 
-#: Seconds between two reads of the jobs, and between two lines of a job that is not shown live.
+#: Seconds between two reads of the jobs; and, without live display, between two lines of a job.
 READ_SECONDS, LINE_SECONDS = 0.5, 10.0
-#: Items in hand that are read to find those that are the longest.
+#: Running items that are read to find the longest ones.
 HELD_ITEMS = 100
-LOST = Text("connection to the database lost; trying again", style="yellow")
+LOST = Text("connection to the database lost; reconnecting", style="yellow")
 
 Job = dict[str, Any]
 
 
 def follow(numbers: Sequence[int], *, quiet: bool = False, timeout: float | None = None) -> list[Job]:
-    """Show jobs until all have ended; return them as they ended. A lost connection is shown, and made anew.
+    """Show jobs until all have ended; return the finished jobs. Shows a lost connection, and reconnects.
 
-    `quiet`: show nothing. Raises CommandError when a job is deleted meanwhile, after `timeout` seconds, and at Ctrl-C.
+    `quiet`: show nothing. Raises CommandError if a job is deleted meanwhile, after `timeout` seconds, and at Ctrl-C.
     """
     end = None if timeout is None else time.monotonic() + timeout
     try:
@@ -46,13 +46,13 @@ def follow(numbers: Sequence[int], *, quiet: bool = False, timeout: float | None
 
 
 def exit_code(jobs: Sequence[Job]) -> int:
-    """0 if these jobs are completed and every item of them succeeded or was skipped, else 1."""
+    """Return 0 if these jobs are completed and all of their items succeeded or were skipped, else 1."""
     well = (job["state"] == "completed" and job["succeeded"] + job["skipped"] == job["total"] for job in jobs)
     return 0 if all(well) else 1
 
 
 def follow_list(read: Callable[[Conn], RenderableType]) -> None:
-    """Show a list as it is now, again and again until Ctrl-C; where it can't be drawn anew, each ten seconds."""
+    """Show a list with live updates until Ctrl-C; if it can't be redrawn, print it every ten seconds."""
     console = output.console()
     with suppress(KeyboardInterrupt):
         if not console.is_interactive:
@@ -78,7 +78,7 @@ def _follow(
         found = queries.run(conn, queries.jobs_by_id(numbers))
         for number in numbers:
             if number not in found:
-                raise CommandError(f"job {number} was deleted while it was watched")
+                raise CommandError(f"job {number} was deleted meanwhile")
         jobs = [found[number] for number in numbers]
         show(jobs, conn)
         if all(job["state"] in JOB_FINAL for job in jobs):
@@ -94,18 +94,18 @@ def _pause(end: float | None) -> None:
 
 
 def _still(numbers: Sequence[int]) -> str:
-    """Say which jobs go on when nobody watches them, and where to see them."""
+    """Return the text about the jobs that continue, and where to see them."""
     ids = " ".join(map(str, numbers))
-    goes = f"job {ids} goes on" if len(numbers) == 1 else f"jobs {ids} go on"
+    goes = f"job {ids} continues" if len(numbers) == 1 else f"jobs {ids} continue"
     again = f"`callboard watch {ids}` follows {'it' if len(numbers) == 1 else 'them'} again"
     page = running_here().get("web_url")
-    there = "" if page is None else f", and so does {page}{f'jobs/{ids}' if len(numbers) == 1 else ''}"
+    there = "" if page is None else f"; see also {page}{f'jobs/{ids}' if len(numbers) == 1 else ''}"
     return f"{goes}; {again}{there}"
 
 
 @contextmanager
 def _shower(console: Console, *, quiet: bool) -> Iterator[Callable[[list[Job] | None, Conn | None], None]]:
-    """A function that shows jobs as they are now; None stands for a lost connection."""
+    """Yield a function that shows jobs as they are now; None stands for a lost connection."""
     if quiet:
         yield lambda _jobs, _conn: None
     elif console.is_interactive:
@@ -126,7 +126,7 @@ def _screen(jobs: list[Job] | None, conn: Conn | None) -> RenderableType:
 
 
 def details(conn: Conn, job: Job) -> list[RenderableType]:
-    """The errors of a job by which most items failed, and the items that are in hand for the longest time."""
+    """Return lines for the errors with the most failed items, and for the items that have run for the longest time."""
     held: list[Job] = []
     if job["running"]:
         for number in [one["job"] for one in job["stages"] if one["running"]] or [job["id"]]:
@@ -136,8 +136,8 @@ def details(conn: Conn, job: Job) -> list[RenderableType]:
 
 
 class _ChangeLog:
-    """Prints a line whenever the summary of a job changes: its state, its whole percent, what is stalled or hung; and
-    every ten seconds while it goes on.
+    """Prints a line when the summary of a job changes (state, whole percent, stalled or hung), and every ten seconds
+    while it runs.
     """
 
     def __init__(self, console: Console) -> None:
@@ -145,7 +145,7 @@ class _ChangeLog:
         self.last: dict[int, tuple[float, tuple[object, ...]]] = {}
 
     def show(self, jobs: list[Job] | None) -> None:
-        """Print a headline of each job whose summary differs from that of its last line; a finished job in full."""
+        """Print a headline for each job whose summary has changed since its last line; print a finished job in full."""
         if jobs is None:
             self._line(0, (None,), LOST)
         for job in jobs or ():

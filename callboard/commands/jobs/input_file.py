@@ -1,4 +1,4 @@
-"""Reads items from a file, as a stream: a line of JSON Lines or a row of CSV is an item."""
+"""Streams items from a file: a line of JSON Lines or a row of CSV is an item."""
 
 import codecs
 import csv
@@ -18,27 +18,27 @@ from callboard.middleware.submission.json_lines import BadLine
 
 FORMATS = ("jsonl", "csv")
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-#: The encodings that a mark at the beginning of a file tells; of two marks that fit, the longer comes first.
+#: Encodings by the byte order mark of a file; longer marks come first.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-#: The kinds of file that are no text, by their first bytes.
+#: Kinds of binary files, by their first bytes.
 NO_TEXT = {
     b"\x1f\x8b": "compressed: submit what `zcat` writes",
     b"\x28\xb5\x2f\xfd": "compressed: submit what `zstdcat` writes",
     b"PK\x03\x04": "a spreadsheet or a ZIP archive: save it as CSV",
     b"PAR1": "a Parquet file: convert it to JSON Lines",
 }
-#: The signs that may divide the columns of CSV, beside the comma; and those that may not.
+#: Characters that may separate the columns of CSV, besides the comma; and characters that may not.
 DELIMITERS, NO_DELIMITERS = ";\t|", '"\r\n'
 NOT_UTF8 = f"{json_lines.NOT_UTF8}: give the file's encoding, like --encoding cp1252"
 
 
 @contextmanager
 def opened(file: str, encoding: str | None, say: Callable[[str], None]) -> Iterator[BinaryIO]:
-    """Open a file as UTF-8 that can be read twice; `-` and pipes are copied to a temporary file first, and so is a file
-    in another encoding. `encoding` None: UTF-8, or what the file's first bytes say; `say` prints that.
+    """Open a file as UTF-8 that can be read twice. Standard input, pipes and files in other encodings are first copied
+    to a temporary file. `encoding` None: UTF-8, or the encoding of the byte order mark, which `say` prints.
 
     Raises CommandError for a file that can't be read, or has another encoding.
     """
@@ -55,7 +55,7 @@ def opened(file: str, encoding: str | None, say: Callable[[str], None]) -> Itera
             text = stack.enter_context(_utf8(source, encoding, say))
         except OSError as error:
             raise CommandError(f"can't read {file}: {error.strerror or error}") from error
-        yield text  # not in the `try`: an error of the output is none of the file
+        yield text  # outside of the `try`: an error of the output is not an error of the file
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def _utf8(source: BinaryIO, encoding: str | None, say: Callable[[str], None]) ->
     source.seek(0)
     if encoding is None and (marked := next((MARKS[mark] for mark in MARKS if head.startswith(mark)), None)):
         encoding = marked
-        say(f"the file is read as {encoding.upper()}, as its first bytes say")
+        say(f"reading the file as {encoding.upper()}, by its byte order mark")
     if encoding is None:
         _check_text(head)
     if encoding is None:
@@ -83,26 +83,26 @@ def _utf8(source: BinaryIO, encoding: str | None, say: Callable[[str], None]) ->
 
 
 def _check_text(head: bytes) -> None:
-    """Raise CommandError for a file that is no UTF-8 text of lines, as its first bytes say."""
+    """Raise CommandError if the first bytes of a file are not lines of UTF-8 text."""
     if what := next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), None):
         raise CommandError(f"the file is {what}")
     if b"\x00" in head:
-        raise CommandError("the file has NUL characters: if it is UTF-16, say so by --encoding utf-16-le")
+        raise CommandError("the file has NUL characters: if it is UTF-16, use --encoding utf-16-le")
     if b"\r" in head and b"\n" not in head:
-        raise CommandError("the lines of the file end with CR alone: submit what `tr '\\r' '\\n'` makes of it")
+        raise CommandError("the lines of the file end with CR only: convert it with `tr '\\r' '\\n'`")
 
 
 def named_delimiter(given: str) -> str:
-    """Return the sign that --delimiter names; raises CommandError."""
+    """Return the character that --delimiter names. Raises CommandError."""
     sign = "\t" if given == "\\t" else given
     if len(sign) != 1 or sign in NO_DELIMITERS:
-        raise CommandError(f"--delimiter is one sign like ';', or '\\t' for a tab, not {given!r}", code=2)
+        raise CommandError(f"--delimiter must be one character like ';', or '\\t' for a tab, not {given!r}", code=2)
     return sign
 
 
 def delimiter(source: BinaryIO, say: Callable[[str], None]) -> str:
-    """Return what stands between the columns of a CSV file: the one sign of `DELIMITERS` that its header has if that
-    has no comma, and `say` prints that; else a comma.
+    """Return the delimiter of a CSV file: a comma; or, if its header has no comma and just one of `DELIMITERS`, that
+    one, which `say` prints.
     """
     source.seek(0)
     lines = iter(lambda: source.readline(ITEM_LIMIT_BYTES), b"")
@@ -110,12 +110,12 @@ def delimiter(source: BinaryIO, say: Callable[[str], None]) -> str:
     found = [sign for sign in DELIMITERS if sign in header]
     if "," in header or len(found) != 1:
         return ","
-    say(f"the columns are read as divided by {found[0]!r}; --delimiter says otherwise")
+    say(f"reading the columns as separated by {found[0]!r}; --delimiter overrides this")
     return found[0]
 
 
 def items(source: BinaryIO, form: str, item_key: str | None, divided_by: str = ",") -> Iterator[tuple[int, Any]]:
-    """Each line's number and item from the beginning of the file, or a BadLine.
+    """Yield each line's number and item from the beginning of the file, or a BadLine.
 
     Raises CommandError for a bad CSV header.
     """
@@ -137,7 +137,7 @@ def _with_key(number: int, item: Any, item_key: str | None) -> Any:
 
 
 def check_no_array(source: BinaryIO) -> None:
-    """Raise CommandError for a file that is one JSON array: its elements are meant, and not its lines."""
+    """Raise CommandError for a file that is one JSON array, because its elements are meant as items, not its lines."""
     source.seek(0)
     lines = (line for _, line in json_lines.lines(source) if line.strip())
     first = next(lines, b"")
@@ -147,16 +147,16 @@ def check_no_array(source: BinaryIO) -> None:
     broken = isinstance(item, BadLine) and first.lstrip().startswith(b"[") and not alone
     if broken or (objects and alone):
         raise CommandError(
-            "the file is one JSON array, and a line is an item: `jq -c '.[]'` makes lines of its elements; with "
-            "--format jsonl its lines are read as they are"
+            "the file is one JSON array, but each line must be an item: convert it with `jq -c '.[]'`; with "
+            "--format jsonl its lines are read unchanged"
         )
 
 
 def csv_rows(source: BinaryIO, divided_by: str = ",") -> Iterator[tuple[int, Any]]:
-    """Each row's first line and its dict of texts by the header, or BadLine; blank rows are left out."""
+    """Yield each row's first line number and its dict of texts by the header, or BadLine; blank rows are skipped."""
     before = csv.field_size_limit(ITEM_LIMIT_BYTES)
     try:
-        # Bytes that are not UTF-8 become surrogates, which `_row` finds: so the error names the right line.
+        # Bytes that are not UTF-8 become surrogates, which `_row` finds, so that the error names the right line.
         texts = (line.decode("utf-8", "surrogateescape") for _, line in json_lines.lines(source))
         rows = csv.reader(texts, strict=True, delimiter=divided_by)
         header = _header(rows)
@@ -173,7 +173,7 @@ def _header(rows: Any) -> list[str]:
     if wrong := _unreadable(header):
         raise CommandError(f"line {rows.line_num}: {wrong}")
     if not all(header) or len(set(header)) < len(header):
-        raise CommandError(f"line {rows.line_num}: each column of the header needs a name of its own")
+        raise CommandError(f"line {rows.line_num}: each column of the header needs a unique name")
     return header
 
 

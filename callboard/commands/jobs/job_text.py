@@ -1,4 +1,4 @@
-"""A job as terminal text: a headline, a bar, and lines for what is known of it."""
+"""A job as terminal text: a headline, a bar, and lines for its details."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from callboard.sql.states import ITEM_STATES, JOB_FINAL
 from callboard.words import UNITS, duration, left, percent, rate, shown_state, since
 
 Job = dict[str, Any]
-#: Cells of the bar of a job in a line; errors and items in hand that are shown at most; characters of a message.
+#: Cells of a one-line job's bar; maximum numbers of shown errors and running items; characters of a message.
 CELLS, MOST_ERRORS, MOST_ITEMS, MESSAGE_CHARS = 10, 3, 5, 100
 
 
 def lines(job: Job) -> RenderableType:
-    """Everything that `status` and `watch` show of a job."""
-    # The empty text ends the bar's line: a bar ends no line of its own.
+    """Return everything that `status` and `watch` show of a job."""
+    # The empty text ends the bar's line, because a bar does not end its line.
     parts: list[RenderableType] = [headline(job), _bar(job, 60), Text(), _counts(job), _pace(job)]
     if job["stages"]:
         parts.append(_stages(job))
@@ -36,7 +36,7 @@ def lines(job: Job) -> RenderableType:
 
 
 def line(job: Job) -> Text:
-    """A job among others, in a line: its headline with a bar, what failed, its rate and how long it takes yet."""
+    """Return one line for a job among others: headline, bar, number of failures, rate and remaining time."""
     more = [rate(job["rate"], " items")] if job["rate"] and job["state"] == "running" else []
     more += [f"{job['failed']:,} failed"] if job["failed"] else []
     more += [f"{left(job)} left"] if job["eta"] else []
@@ -45,13 +45,13 @@ def line(job: Job) -> Text:
 
 
 def cells(job: Job) -> Text:
-    """A bar of ten cells; only that of a job that is done is full."""
+    """Return a bar of ten cells; only the bar of a finished job is full."""
     full = math.floor(job["progress"] * CELLS)
     return Text("█" * full + "░" * (CELLS - full), style=STYLES.get(job["state"], "blue"))
 
 
 def details(errors: Sequence[Job], held: Sequence[Job]) -> list[RenderableType]:
-    """Lines of the first errors of a job, and of those of its items in hand that began first."""
+    """Return lines for the first errors of a job, and for its longest running items."""
     found: list[RenderableType] = []
     for error in [one for one in errors if one["failed"]][:MOST_ERRORS]:
         text = f"{error['type'] or error['kind']}: {' '.join((error['message'] or '').split())[:MESSAGE_CHARS]}"
@@ -64,7 +64,7 @@ def details(errors: Sequence[Job], held: Sequence[Job]) -> list[RenderableType]:
 
 
 def next_words(job: Job) -> Text:
-    """The commands that a reader may type next."""
+    """Return the commands that a reader may type next."""
     number, then = job["id"], []
     if job["failed"]:
         then += [f"callboard errors {number}", f"callboard retry {number}"]
@@ -78,7 +78,7 @@ def next_words(job: Job) -> Text:
 
 
 def headline(job: Job) -> Text:
-    """`17 name running 45.0 % of 1,000`."""
+    """Return the headline: `17 name running 45.0 % of 1,000`."""
     name = plain(job["name"])
     name.stylize("bold")
     now = Text(f"is being stopped: {job['stopping']}") if job["stopping"] else state(shown_state(job))
@@ -86,7 +86,7 @@ def headline(job: Job) -> Text:
 
 
 def hung(job: Job) -> list[Text]:
-    """A line for each item that runs far longer than items of its actor usually do."""
+    """Return a line for each item that runs much longer than its actor's items usually do."""
     return [
         _warning("hung", f"{_item(one)} on worker {one['worker']}, for {duration(one['seconds'])}, at {one['place']}")
         for one in job["hung"]
@@ -94,7 +94,7 @@ def hung(job: Job) -> list[Text]:
 
 
 def _stages(job: Job) -> RenderableType:
-    """A line for each stage."""
+    """Return a line for each stage."""
     grid = Table.grid(padding=(0, 1))
     for stage in job["stages"]:
         now = state(shown_state(stage))
@@ -109,13 +109,13 @@ def _bar(job: Job, width: int) -> ProgressBar:
 
 
 def _counts(job: Job) -> Text:
-    """The states that have items, each with its number."""
+    """Return the states that have items, each with its count."""
     parts = [Text(f"{job[name]:,} {name}", style=STYLES.get(name, "")) for name in ITEM_STATES if job[name]]
     return Text(" · ").join(parts) if parts else Text("no items")
 
 
 def _pace(job: Job) -> Text:
-    """Rate, time left, retries, crashes and results that are not kept, as far as there are any."""
+    """Return rate, time left, retries, crashes and unkept results, each if there is one."""
     parts = [] if job["rate"] is None else [rate(job["rate"], " items")]
     if job["eta"]:
         parts.append(f"{'its stage ' if job['stages'] else ''}done in {left(job)}")
@@ -128,7 +128,7 @@ def _pace(job: Job) -> Text:
 
 
 def age(time: str) -> str:
-    """How long ago a time of the API was, in its largest unit."""
+    """Return how long ago a time of the API was, in the largest unit."""
     seconds = since(time)
     size, unit = next((one for one in UNITS if seconds >= one[0]), UNITS[-1])
     return f"{max(seconds, 0) / size:.0f} {unit}"

@@ -26,15 +26,15 @@ Jobs = Annotated[
     ),
 ]
 
-#: Seconds that it waits for a row which another transaction has locked: the sweep may be deleting the same job.
+#: Seconds for which it waits for a locked row: the sweep may be deleting the same job.
 LOCK_WAIT_SECONDS = 10.0
 
 
 @app.command()
 def purge(jobs: Jobs = None, *, as_json: AsJson = False) -> None:
-    """Delete finished jobs and all of their rows: those named, or all whose time is over (CALLBOARD_KEEP).
+    """Delete finished jobs and all of their rows: the given ones, or all expired ones (CALLBOARD_KEEP).
 
-    It may be stopped at any time: the jobs are gone already, and the sweep deletes the rest of their rows.
+    It may be stopped at any time: the jobs are already marked as deleted, and the sweep deletes the remaining rows.
     """
     keep = settings.KEEP.get()
     with database() as conn:
@@ -51,7 +51,7 @@ def purge(jobs: Jobs = None, *, as_json: AsJson = False) -> None:
 
 
 def _delete(conn: Conn, jobs: Sequence[int]) -> tuple[int, dict[int, str]]:
-    """Delete the rows of deleted jobs; return the number of items, and why jobs are there yet."""
+    """Delete the rows of deleted jobs; return the number of items, and the reasons by job that could not be deleted."""
     items, locked = 0, {}
     for job in jobs:
         try:
@@ -63,9 +63,9 @@ def _delete(conn: Conn, jobs: Sequence[int]) -> tuple[int, dict[int, str]]:
 
 
 def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
-    """Mark all of these jobs for deletion or none; return them, sorted. A job may be marked already.
+    """Mark all of these jobs for deletion or none; return them, sorted. A job may already be marked.
 
-    Raises CommandError for an unknown job, and NotPossible for one that is open.
+    Raises CommandError for an unknown job, and NotPossible for an open one.
     """
     already = set(retention.deleted_jobs(conn, aside=True))
     named = sorted(set(jobs))
@@ -78,7 +78,7 @@ def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
 
 
 def _mark_due(conn: Conn, seconds: float | None) -> list[int]:
-    """Mark every job that ended `seconds` ago; None: only those whose own `keep` is over. Return all that leave."""
+    """Mark every job that ended `seconds` ago; None: only jobs whose own `keep` is over. Return all marked jobs."""
     while retention.mark_expired(conn, seconds):
         pass
     return retention.deleted_jobs(conn, aside=True)

@@ -21,7 +21,7 @@ from callboard.words import amount, count, left, percent, rate, shown_state
 
 app = typer.Typer()
 
-#: The jobs that `watch` follows if none is named, and how many at most.
+#: The jobs that `watch` follows by default, and their maximum number.
 OPEN, MOST_WATCHED = JobFilter(states=JOB_OPEN, standing=False), 50
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ LATEST = "@latest"
 
 
 def job_id(text: str | int) -> int:
-    """A job by its id, or by `@latest`. Raises CommandError where there is none yet."""
+    """Return the id of a job, given as id or `@latest`. Raises CommandError if there is no job yet."""
     if text == LATEST:
         with database() as conn:
             page, _ = queries.run(conn, queries.jobs(JobFilter(standing=False), limit=1))
@@ -47,10 +47,10 @@ JobId = Annotated[
     int,
     typer.Argument(metavar="JOB", parser=job_id, help=f"The job's id, or {LATEST}: the newest.", show_default=False),
 ]
-Limit = Annotated[int, typer.Option(min=1, max=500, help="The most rows to list.")]
-After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the page before.")]
+Limit = Annotated[int, typer.Option(min=1, max=500, help="Maximum number of rows.")]
+After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the previous page.")]
 ItemError = Annotated[
-    str | None, typer.Option(help="Only items that failed by this error: its type, or the id of a group.")
+    str | None, typer.Option(help="Only items that failed with this error: its type, or the id of a group.")
 ]
 State = Annotated[str | None, one_of(ITEM_STATES, "Only items in this state")]
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
@@ -80,7 +80,7 @@ COLUMNS = (
 
 
 def _columns(text: str) -> str:
-    """Columns with commas between."""
+    """Check a list of columns, separated by commas."""
     names = [name.strip() for name in text.replace(" ", ",").split(",")]
     for name in names:
         if name not in COLUMNS:
@@ -92,12 +92,12 @@ def _columns(text: str) -> str:
 def jobs(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WORD…", help=f"Only jobs for which all of these hold: {job_filter.WORDS}."),
+        typer.Argument(metavar="WORD…", help=f"Only jobs that match all of these: {job_filter.WORDS}."),
     ] = None,
     *,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them as they are, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Update the list until Ctrl-C.")] = False,
     columns: Annotated[
-        str, typer.Option(parser=_columns, metavar="NAME,…", help=f"What is shown, of: {', '.join(COLUMNS)}.")
+        str, typer.Option(parser=_columns, metavar="NAME,…", help=f"Columns to show, of: {', '.join(COLUMNS)}.")
     ] = SHOWN,
     after: After = None,
     limit: Limit = 20,
@@ -108,7 +108,7 @@ def jobs(
 
     def read(conn: Conn) -> Page:
         page: Page = ([], after)
-        while True:  # of what is rare many pages may be empty
+        while True:  # pages of a rare match may be empty
             page = queries.run(conn, queries.jobs(wanted, before=page[1], limit=limit))
             if page[0] or page[1] is None:
                 return page
@@ -116,7 +116,7 @@ def jobs(
     fit = FIT if columns == SHOWN else None
     if watch:
         if as_json:
-            raise CommandError("--watch shows a table: `callboard watch --json` follows jobs to their end", code=2)
+            raise CommandError("--watch shows a table; `callboard watch --json` follows jobs to their end", code=2)
         follow.follow_list(lambda conn: output.grid([*map(_cells_of_job, read(conn)[0])], columns.split(), fit))
         return
     with database() as conn:
@@ -138,7 +138,7 @@ def _cells_of_worker(worker: Row) -> Row:
 
 
 def read_words(words: Iterable[str]) -> JobFilter:
-    """Read the words of a search, of which the shell has taken the quotes. Raises CommandError, code 2."""
+    """Parse search words, from which the shell has removed the quotes. Raises CommandError, code 2."""
     try:
         return job_filter.parse_arguments(words)
     except ValueError as error:
@@ -147,7 +147,7 @@ def read_words(words: Iterable[str]) -> JobFilter:
 
 @app.command()
 def status(job: JobId, *, as_json: AsJson = False) -> None:
-    """Show a job: its state, its items by state, its rate, its errors, and why it stands still, if it does."""
+    """Show a job: its state, its items by state, its rate, its errors, and why it is stalled."""
     with database() as conn:
         found = find_job(conn, job)
         print_job(found, as_json=as_json)
@@ -161,7 +161,7 @@ def watch(
         list[int] | None,
         typer.Argument(
             metavar="JOB", parser=job_id, show_default=False,
-            help=f"Ids, or {LATEST}. None: all jobs that are open now, a line each.",
+            help=f"Ids, or {LATEST}. Default: all open jobs, one line each.",
         ),
     ] = None,
     *,
@@ -170,7 +170,7 @@ def watch(
 ) -> None:  # fmt: skip
     """Follow jobs until they end: `callboard watch @latest`. Exit 0 only if every item succeeded or was skipped.
 
-    Ctrl-C ends the watching, not the jobs.
+    Ctrl-C ends this command, not the jobs.
     """
     with database() as conn:
         for job in jobs or ():
@@ -195,13 +195,13 @@ def items(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List a job's items: arguments, state, attempt, error. Each stage of a job is a job with items of its own."""
+    """List a job's items: arguments, state, attempt, error. For a job of stages, give the id of a stage."""
     with database() as conn:
         if stages := find_job(conn, job)["stages"]:
             there = ", ".join(f"{one['job']} ({one['name']})" for one in stages)
-            raise CommandError(f"job {job} has stages, and each has its own items: list those of job {there}", code=2)
+            raise CommandError(f"job {job} has stages with their own items: list those of job {there}", code=2)
         page: Page = ([], -1 if after is None else after)
-        while not page[0] and page[1] is not None:  # of a rare state many pages may be empty
+        while not page[0] and page[1] is not None:  # pages of a rare state may be empty
             query = queries.items(job, state=state, error=error, keys=key_texts(key), after=page[1], limit=limit)
             page = queries.run(conn, query)
     print_page(
@@ -239,7 +239,7 @@ def errors(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """List a job's errors in groups of one kind, type, place and form of message, each with an example."""
+    """List a job's error groups: each has one kind, type, place and message pattern, and an example."""
     with database() as conn:
         find_job(conn, job)
         if error is not None:
@@ -267,7 +267,7 @@ def verify(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Recount jobs from their items and compare; exit 1 if any number differs. Exact also while workers run."""
+    """Recount jobs from their items and compare; exit 1 if any number differs. Exact even while workers run."""
     with database() as conn:
         if job is not None:
             find_job(conn, job)
@@ -288,15 +288,15 @@ def _whole(conn: Conn, item: Row) -> Row:
 
 
 def find_job(conn: Conn, job: int) -> Row:
-    """The job as the API describes it. Raises CommandError when there is none with this id."""
+    """Return the job as the API describes it. Raises CommandError if there is no job with this id."""
     found = queries.run(conn, queries.job(job))
     if found is None:
-        raise CommandError(f"there is no job {job} in this database: `callboard jobs` lists those there are")
+        raise CommandError(f"there is no job {job} in this database: `callboard jobs` lists the jobs")
     return found
 
 
 def print_job(job: Row, *, as_json: bool) -> None:
-    """Print a job as one JSON document or in lines."""
+    """Print a job as one JSON document or as lines."""
     if as_json:
         output.document(job)
     else:
@@ -307,7 +307,7 @@ def print_page(
     name: str, page: Page, columns: str, *, as_json: bool, cells: Callable[[Row], Row] = lambda row: row,
     fit: output.Fit | None = None,
 ) -> None:  # fmt: skip
-    """Print a page as one JSON document, or the `columns` of its rows as a table: `cells` makes a row printable."""
+    """Print a page as one JSON document, or the `columns` of its rows as a table; `cells` makes a row printable."""
     rows, following = page
     if as_json:
         output.document({name: rows, "next": following})
@@ -320,10 +320,10 @@ def print_page(
 
 
 def print_error(conn: Conn, job: int, group: str, *, as_json: bool) -> None:
-    """Print a group of errors, with the traceback of its example. Raises CommandError when the job has none such."""
+    """Print an error group, with the traceback of its example. Raises CommandError if the job has no such group."""
     found = queries.run(conn, queries.error(job, group))
     if found is None:
-        raise CommandError(f"job {job} has no group of errors {group!r}: `callboard errors {job}` lists those it has")
+        raise CommandError(f"job {job} has no error group {group!r}: `callboard errors {job}` lists its groups")
     if as_json:
         output.document(found)
     else:
@@ -332,7 +332,7 @@ def print_error(conn: Conn, job: int, group: str, *, as_json: bool) -> None:
 
 
 def _error(error: Row | None) -> str:
-    """An error as Python prints it, without the module of its type: a terminal has room for little."""
+    """Return an error as Python prints it, without the module of its type, to save room."""
     return f"{error['type'].rpartition('.')[2]}: {error['message']}" if error else ""
 
 

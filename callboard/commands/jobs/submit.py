@@ -26,16 +26,16 @@ from callboard.sql.signature import Signature
 
 app = typer.Typer()
 
-#: Bad lines that an error names; it only counts the others.
+#: Maximum number of bad lines that an error lists; it only counts the others.
 NAMED_BAD_LINES = 10
-#: What the first Ctrl-C prints. While PostgreSQL stands still, to stop in order takes as long as that.
-STOPPING = "callboard: stops when the database has answered; Ctrl-C again ends this at once"
+#: The text after the first Ctrl-C. A clean stop needs an answer of PostgreSQL.
+STOPPING = "callboard: stopping when the database answers; Ctrl-C again stops at once"
 #: Errors of the submission itself, not of the database or the broker.
 REFUSALS = (callboard.UnknownActor, callboard.BadItem, callboard.SubmittedElsewhere)
 
 
 def callback_option(end: str) -> Any:
-    """The option for the callbacks at one of a job's ends; `end` completes the sentence “when the job …”."""
+    """Return the option for the callbacks at one of a job's ends; `end` completes the sentence “when the job …”."""
     text = f"Call this actor, or the URL of a webhook, when the job {end} (may be repeated)."
     return typer.Option(metavar="ACTOR|URL", help=text)
 
@@ -47,36 +47,36 @@ def submit(
     *,
     form: Annotated[
         str | None,
-        one_of(input_file.FORMATS, "The file's format, if its name does not say", "--format", metavar="FORMAT"),
+        one_of(input_file.FORMATS, "The file's format, if its name does not show it", "--format", metavar="FORMAT"),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="The file's encoding, like cp1252; else UTF-8, or as its first bytes say.")
+        str | None, typer.Option(help="The file's encoding, like cp1252; default: UTF-8, or by its byte order mark.")
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="What divides the columns of CSV; else a comma, or as the header says.")
+        str | None, typer.Option(help="The separator of CSV columns; default: a comma, or by the header.")
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that are no items.")] = False,
-    name: Annotated[str | None, typer.Option(help="The job's name; else the actor's.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip invalid lines.")] = False,
+    name: Annotated[str | None, typer.Option(help="The job's name; default: the actor's.")] = None,
     key: Annotated[
-        str | None, typer.Option(help="The same key gives the same job; a submission that broke off goes on.")
+        str | None, typer.Option(help="The same key gives the same job; an interrupted submission continues.")
     ] = None,
     key_reuse: Annotated[
-        bool, typer.Option("--key-reuse", help="If the job with this key is over, start a new one.")
+        bool, typer.Option("--key-reuse", help="If the job with this key is finished, start a new one.")
     ] = False,
     item_key: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Store items with the same value in this field once.")
     ] = None,
     metadata: Annotated[
-        Any, typer.Option(parser=actions.json_object, metavar="JSON", help="An object to keep with the job.")
+        Any, typer.Option(parser=actions.json_object, metavar="JSON", help="An object to store with the job.")
     ] = None,
-    tenant: Annotated[str | None, typer.Option(help="The tenant that the job belongs to.")] = None,
-    priority: Annotated[int, typer.Option(min=-MAX_INT, max=MAX_INT, help="Jobs with a lower number go first.")] = 0,
+    tenant: Annotated[str | None, typer.Option(help="The tenant of the job.")] = None,
+    priority: Annotated[int, typer.Option(min=-MAX_INT, max=MAX_INT, help="Jobs with a lower number run first.")] = 0,
     chunk: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=timings.PUBLISH_WINDOW_ITEMS,
-            help="The most items that one message carries; else as many as the actor does in about 30 ms.",
+            help="Maximum number of items in one message; default: as many as the actor processes in about 30 ms.",
         ),
     ] = None,
     max_failures: actions.MaxFailures = None,
@@ -98,12 +98,12 @@ def submit(
 ) -> None:
     """Submit a job: each line of JSON Lines, or row of CSV, is an item. Prints the job's id.
 
-    A JSON object gives keyword arguments, an array arguments, any other value one argument.
-    A CSV row gives keyword arguments, named by the header.
-    If a line is bad, nothing is stored, unless --skip-bad.
+    A JSON object becomes keyword arguments, an array positional arguments, any other value one argument.
+    A CSV row becomes keyword arguments, named by the header.
+    If a line is invalid, nothing is stored, unless --skip-bad.
     Example: callboard submit count_letters words.jsonl --rate 100/m --wait
     """
-    with database():  # a database that is away or has no schema is an error before the file is read
+    with database():  # a database that is down or has no schema is an error before the file is read
         pass
     given = form
     form = form or input_file.SUFFIXES.get(Path(file).suffix.lower(), "jsonl")
@@ -137,31 +137,31 @@ def say(what: str) -> None:
 
 
 def check(items: Iterator[tuple[int, Any]], signature: Signature | None, *, skip_bad: bool) -> str:
-    """Read the whole file; return what is to be said of it when the job is stored: that it has no items, or bad lines.
+    """Read the whole file; return the text to print when the job is stored: that it has no items, or bad lines, or ''.
 
     Raises CommandError for bad lines unless `skip_bad`.
     """
     read, count, named = 0, 0, list[BadLine]()
-    for read, item in enumerate(fitting(items, signature), start=1):  # noqa: B007 — their number at the end
+    for read, item in enumerate(fitting(items, signature), start=1):  # noqa: B007 — `read` is used after the loop
         if isinstance(item, BadLine):
             count += 1
             named += [item][: NAMED_BAD_LINES - len(named)]
     if not count:
-        return "" if read else "the file has no items, so the job is over at once"
+        return "" if read else "the file has no items, so the job completes at once"
     more = f" and {count - NAMED_BAD_LINES:,} more" if count > NAMED_BAD_LINES else ""
     bad = f"{words.count(count, 'bad line')}: {'; '.join(map(str, named))}{more}"
     if not skip_bad:
-        raise CommandError(f"nothing is stored, since the file has {bad}; correct it, or use --skip-bad")
-    return f"left out {bad}"
+        raise CommandError(f"nothing was stored, because the file has {bad}; correct it, or use --skip-bad")
+    return f"skipped {bad}"
 
 
 def good(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
-    """The items of the file, without its bad lines."""
+    """Yield the items of the file, without its bad lines."""
     return (item for item in fitting(items, signature) if not isinstance(item, BadLine))
 
 
 def fitting(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
-    """The items, or a BadLine for one that is not what the actor takes."""
+    """Yield the items, or a BadLine for an item whose arguments do not fit the actor."""
     for number, item in items:
         wrong = None
         if signature is not None and not isinstance(item, BadLine):
@@ -171,7 +171,7 @@ def fitting(items: Iterator[tuple[int, Any]], signature: Signature | None) -> It
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """In its block an actor, an item or an option that is refused raises a CommandError."""
+    """Convert the errors of a refused actor, item or option in its block to CommandErrors."""
     try:
         yield
     except REFUSALS as error:
@@ -181,7 +181,7 @@ def refusals() -> Iterator[None]:
 
 
 class PublishingWarning(logging.Handler):
-    """In its block the publisher's first warning is printed on stderr as one line."""
+    """Prints the publisher's first warning in its block on stderr, as one line."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -197,11 +197,11 @@ class PublishingWarning(logging.Handler):
         """Print the record if it is the first."""
         if not self.printed:
             self.printed = True
-            typer.echo(f"callboard: {record.getMessage()}; workers publish what is stored", err=True)
+            typer.echo(f"callboard: {record.getMessage()}; workers publish the stored items", err=True)
 
 
 def finish(number: int, *, wait: bool, as_json: bool) -> None:
-    """Follow the job if asked to; print it as JSON if asked to. `wait` decides the exit code."""
+    """Follow the job if `wait`; print it as JSON if `as_json`. With `wait` the exit code depends on the job."""
     if wait:
         [job] = follow.follow([number], quiet=as_json)
     elif as_json:
