@@ -59,7 +59,7 @@ def test_a_browser_logs_in_and_out(
         conn.execute("UPDATE callboard.tokens SET revoked_at = now() WHERE kind = 'session'")
         if script == "plain_page":
             assert wait_until(lambda: page.reload() is not None and "Log in" in page.title(), 300)
-        expect(page.get_by_role("alert")).to_contain_text("The login of this browser is over")
+        expect(page.get_by_role("alert")).to_contain_text("The login of this browser was revoked")
         page.get_by_label("Token").fill(secret)
         page.keyboard.press("Enter")
         expect(page).to_have_title(re.compile("Autumn ads"))

@@ -444,7 +444,7 @@ def test_the_updates_pause_and_go_on(page: Page, conn: Conn, address: str) -> No
     ("path", "said"),
     [
         ("/jobs/5", "There is no job 5"), ("/jobs/5/cancel", "There is no job 5"), ("/jobs/x", "There is no job"),
-        ("/nothing", "GET /nothing is not served here"),
+        ("/nothing", "GET /nothing does not exist"),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_a_page_that_says_so(page: Page, address: str, path: str, said: str) -> None:
@@ -584,7 +584,7 @@ def test_every_button_works_without_javascript(plain_page: Page, conn: Conn, add
     page.reload()
     expect(pill(page)).to_have_text("cancelled")
     buttons(page).get_by_text("Delete").click()
-    expect(page.get_by_text("Its 100 items, with results, errors and history, are lost for ever.")).to_be_visible()
+    expect(page.get_by_text("Its 100 items, with results, errors and history, will be lost.")).to_be_visible()
     page.get_by_role("button", name="Delete the job").click()
     expect(page.get_by_role("combobox")).to_be_visible()
     expect(page.locator(f"#job-{job}")).to_have_count(0)

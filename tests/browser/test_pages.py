@@ -437,7 +437,7 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(browser: Browser, co
         expect(page.locator("#secret")).to_contain_text("cb_")
         assert wait_until(lambda: guest.request.get(link).status == 401, 300)
         guest.goto(link)
-        expect(guest.locator("#problem .detail")).to_contain_text("revoked, or its time is over")
+        expect(guest.locator("#problem .detail")).to_contain_text("revoked or expired")
     page.context.close()
 
 
@@ -449,7 +449,7 @@ def test_what_is_not_shared_any_more_says_so_on_other_sites(page: Page, conn: Co
     )
     with served(create_app(url=shared_url)) as address, served(elsewhere(address, job, "cb_over")) as foreign:
         page.goto(foreign)
-        expect(page.frame_locator("iframe").locator("#problem")).to_contain_text("revoked, or its time is over")
+        expect(page.frame_locator("iframe").locator("#problem")).to_contain_text("revoked or expired")
         expect(page.locator("callboard-progress")).to_contain_text("no longer shown")
         assert not others
 

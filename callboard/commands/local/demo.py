@@ -1,4 +1,4 @@
-"""`callboard demo`: everything in a temporary folder, and one real job over real files."""
+"""`callboard demo`: runs everything in a temporary folder, with one real job over real files."""
 
 import os
 import sysconfig
@@ -37,10 +37,10 @@ def _pipeline(name: str) -> str:
 
 ONE = typer.Argument(
     metavar="PIPELINE", parser=_pipeline, show_default=False,
-    help=f"Run a pipeline instead, with services that stand in for the world: {', '.join(PIPELINES)}.",
+    help=f"Run a pipeline instead, with simulated remote services: {', '.join(PIPELINES)}.",
 )  # fmt: skip
 
-#: Folders of the standard library with files that are not part of it.
+#: Folders below the standard library with files that are not part of it.
 FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
 
 
@@ -52,23 +52,23 @@ def demo(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Measure the Python sources in this folder instead."),
     ] = None,
-    list_them: Annotated[bool, typer.Option("--list", help="List the pipelines, and run none.")] = False,
+    list_them: Annotated[bool, typer.Option("--list", help="List the pipelines, and run nothing.")] = False,
     processes: up.Processes = up.PROCESSES,
     threads: up.Threads = 8,
     port: up.Port = 0,
     in_process: up.InProcess = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep everything running until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start everything in a temporary folder and run one job: it measures each source of Python's standard library.
 
-    Five more sources are broken on purpose, so that there are failures to see.
+    Five more sources are broken on purpose, to show failures.
     """
     if list_them:
         print_pipelines(as_json=as_json)
         return
     if pipeline and path:
-        raise CommandError(f"the pipeline {pipeline} reads no files: leave --path out", code=2)
+        raise CommandError(f"the pipeline {pipeline} reads no files: omit --path", code=2)
     with ends_on_sigterm(), TemporaryDirectory(prefix="callboard-demo-", ignore_cleanup_errors=True) as place:
         folder = Path(place) / ".callboard"
         folder.mkdir()
@@ -85,27 +85,27 @@ def demo(
                 summary = run(stack, partial(measure, path, folder), quiet=as_json)
             output.document(summary) if as_json else print_summary(summary)
             if keep:
-                typer.echo(f"Ctrl-C stops it; to look at it from a terminal: cd {place}", err=True)
+                typer.echo(f"Ctrl-C stops it; to use commands in another terminal: cd {place}", err=True)
                 wait_for_the_end()
     raise typer.Exit(0 if summary["job"]["state"] == "completed" else 1)
 
 
 def print_pipelines(*, as_json: bool) -> None:
-    """Print what can be run."""
+    """Print the pipelines."""
     rows = [{"name": name, "does": pipeline.about} for name, pipeline in PIPELINES.items()]
     output.document({"pipelines": rows, "next": None}) if as_json else output.table(rows, ("name", "does"))
 
 
 def measure(path: Path | None, folder: Path) -> callboard.Job:
-    """Make a job of the sources in `path`, or of the standard library, and of the broken ones."""
+    """Make a job of the sources in `path`, or of the standard library, plus the broken ones."""
     place = (path or standard_library()).resolve()
     sources = [*sorted(python_sources(place)), *copy_broken(folder / "broken-on-purpose")]
     return callboard.submit("measure_source", sources, name=f"Python sources in {place}")
 
 
 def run(stack: LocalStack, start: Callable[[], callboard.Job], *, quiet: bool) -> dict[str, Any]:
-    """Start a job and show it until it ends; return a summary."""
-    # The in-process worker has assembled the actors already, and goes on with their broker.
+    """Start a job and show it until it ends; return the summary."""
+    # The in-process worker has already imported the actors, and keeps using their broker.
     with nullcontext() if stack.in_process else actor_modules.assembled():
         job = start().id
     [end] = follow.follow([job], quiet=quiet)
@@ -116,7 +116,7 @@ def run(stack: LocalStack, start: Callable[[], callboard.Job], *, quiet: bool) -
 
 
 def run_pipeline(stack: LocalStack, pipeline: Pipeline, *, quiet: bool) -> dict[str, Any]:
-    """As `run`, with the figures that users of the pipeline ask for, and what the services counted."""
+    """Like `run`; the summary also has the pipeline's figures, and the counts of the services."""
     figures: dict[str, float] = {}
 
     def start() -> callboard.Job:
@@ -131,12 +131,12 @@ def run_pipeline(stack: LocalStack, pipeline: Pipeline, *, quiet: bool) -> dict[
 
 
 def standard_library() -> Path:
-    """The folder of this interpreter's own library."""
+    """Return the folder of this interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def python_sources(folder: Path) -> Iterator[str]:
-    """The paths of all Python sources in a folder; of the standard library without installed packages."""
+    """Yield the paths of all Python sources in a folder; in the standard library without installed packages."""
     excluded = FOREIGN if folder.resolve() == standard_library().resolve() else set()
     for place, folders, names in os.walk(folder.resolve()):
         folders[:] = [name for name in folders if name not in excluded]
@@ -144,7 +144,7 @@ def python_sources(folder: Path) -> Iterator[str]:
 
 
 def copy_broken(folder: Path) -> Iterator[str]:
-    """Copy the sources that are broken on purpose into a new folder, under names of Python sources."""
+    """Copy the sources that are broken on purpose into a new folder, with the suffix .py; yield their paths."""
     folder.mkdir()
     for source in sorted((files("callboard.actors") / "broken").iterdir(), key=lambda source: source.name):
         copy = folder / source.name.removesuffix(".txt")
@@ -153,7 +153,7 @@ def copy_broken(folder: Path) -> Iterator[str]:
 
 
 def errors_by_type(conn: Conn, job: int) -> Iterator[dict[str, Any]]:
-    """The errors of the failed items by type, the most frequent first; with one message as example, and its item."""
+    """Yield the errors of failed items by type, the most frequent first, each with an example message and its item."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for group in queries.run(conn, queries.errors(job)):
         if group["failed"]:

@@ -1,4 +1,4 @@
-"""The pipelines that `callboard demo` runs: what each is given, and the services that they call."""
+"""The pipelines that `callboard demo` runs, their arguments, and the services that they call."""
 
 import importlib
 import json
@@ -19,13 +19,13 @@ from callboard.commands.local.processes import Child
 from callboard.commands.services.ports import free_ports
 from callboard.sql.pool import connect, database_address
 
-#: Seconds for which the start of a job is watched, at most, and between two looks.
+#: Maximum seconds for which the start of a job is watched, and seconds between two reads.
 START_SECONDS, LOOK_SECONDS = 10.0, 0.02
 
 
 class Pipeline(NamedTuple):
-    """A pipeline: what it does; its module, which has `submit`, and `TABLES` if it needs some; what `submit` gets; what
-    its users want of the figures that are measured, at most.
+    """A pipeline: its description; its module, which has `submit`, and `TABLES` if it needs tables; the arguments of
+    `submit`; and the maximum values that its users want for the measured figures.
     """
 
     about: str
@@ -34,7 +34,7 @@ class Pipeline(NamedTuple):
     wanted: Mapping[str, float] = MappingProxyType({})
 
     def start(self) -> callboard.Job:
-        """Make its tables and its job. Its actors are imported now, since they belong to the broker that is set."""
+        """Create its tables and its job. Its actors are imported only now, so that they use the current broker."""
         module = importlib.import_module(f"callboard.actors.{self.module}")
         if tables := getattr(module, "TABLES", None):
             with connect(database_address()) as conn:
@@ -73,7 +73,7 @@ PIPELINES = {
 
 
 def watch_start(job: callboard.Job, began: float) -> dict[str, float]:
-    """Read a job until it has progress: how long that took since `began` (monotonic), and how long a read took."""
+    """Read a job until it has progress. Return the seconds since `began` (monotonic), and the ms of a read."""
     reads, progress, now = [], 0.0, began
     while not progress and now < began + START_SECONDS:
         time.sleep(LOOK_SECONDS)
@@ -85,20 +85,20 @@ def watch_start(job: callboard.Job, began: float) -> dict[str, float]:
 
 
 def seconds(job: Mapping[str, Any]) -> float:
-    """How long a job took that has ended."""
+    """Return the duration of a finished job in seconds."""
     begin, end = (datetime.fromisoformat(job[time]) for time in ("created_at", "finished_at"))
     return round((end - begin).total_seconds(), 2)
 
 
 def counted() -> dict[str, int]:
-    """Ask the services for their counts."""
+    """Return the counts of the services."""
     found: dict[str, int] = json.loads(httpcore.request("GET", f"{os.environ['REMOTE_URL']}/figures").content)
     return found
 
 
 @contextmanager
 def remote_world(folder: Path) -> Iterator[None]:
-    """Run the services that the pipelines call, for a block. REMOTE_URL is their address."""
+    """Run the services that the pipelines call, for a block. Sets REMOTE_URL to their address."""
     (port,) = free_ports(1)
     log = folder / "remote-world.log"
     world = Child("the remote world", log, "is there", "callboard.commands.local.remote_world", str(port))

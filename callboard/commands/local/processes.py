@@ -1,4 +1,4 @@
-"""The children of `callboard up`: worker processes and the web app; and the worker inside its own process."""
+"""The child processes of `callboard up`, which are workers and the web app; and the in-process worker."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ LOG_FORMAT = "[%(asctime)s] [%(threadName)s] [%(name)s] [%(levelname)s] %(messag
 
 
 class Child(Process):
-    """`python -m COMMAND…` with this process's environment; it is ready when its log holds `ready_text`."""
+    """`python -m COMMAND…` with this process's environment; it is ready when its log contains `ready_text`."""
 
     def __init__(self, name: str, log: Path, ready_text: str, *command: str) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -30,22 +30,22 @@ class Child(Process):
         self.ready_text = ready_text
 
     def start(self) -> Self:
-        """Start it, again if need be: kill what is left of its group, and begin its log anew."""
+        """Start or restart it: kill remaining processes of its group, and truncate its log."""
         self.kill()
         self.log.unlink(missing_ok=True)
         return super().start()
 
     def wait(self) -> None:
-        """Wait until it is ready. Raises NotStarted with the last line of its log, or saying that there is none."""
+        """Wait until it is ready. Raises NotStarted with the last line of its log, if there is one."""
         try:
             self.wait_ready(lambda: self.ready_text in tail(self.log, 1000), START_SECONDS)
         except NotStarted:
-            why = last_line(self.log) or "it said nothing"
+            why = last_line(self.log) or "its log is empty"
             raise NotStarted(f"{self.name} did not start: {why} (its log: {self.log})") from None
 
 
 def worker(number: int, threads: int, folder: Path) -> Child:
-    """`dramatiq callboard.actors` with one process, so that the others go on when it dies."""
+    """Return `dramatiq callboard.actors` with one process, so that the others continue when it dies."""
     timeout = str(round(STOP_SECONDS * 1000))
     options = ["--processes", "1", "--threads", str(threads), "--worker-shutdown-timeout", timeout]
     command = ["dramatiq", "callboard.actors", *options]
@@ -54,22 +54,22 @@ def worker(number: int, threads: int, folder: Path) -> Child:
 
 
 def web(port: int, folder: Path) -> Child:
-    """`callboard serve`."""
+    """Return `callboard serve`."""
     command = ["callboard.commands.main", "serve", "--no-link", "--port", str(port)]
     return Child("the web app", folder / "web.log", "Callboard is at ", *command)
 
 
 def stop(children: Sequence[Child]) -> None:
-    """Stop them all at the same time; kill a child that takes longer than STOP_SECONDS and some."""
+    """Stop all children at the same time; kill a child that takes longer than STOP_SECONDS + 10."""
     for child in children:
         child.ask_to_end()
     for child in children:
-        # A worker needs some seconds more after the timeout that its items have.
+        # A worker needs some seconds more after the timeout of its items.
         child.stop(STOP_SECONDS + 10)
 
 
 class InProcessWorker:
-    """A worker in this process: only it can take messages from Dramatiq's in-process broker. It logs to worker.log.
+    """A worker in this process, which Dramatiq's in-process broker needs. It logs to worker.log.
 
     Raises NotStarted with the last line of its log.
     """

@@ -1,7 +1,7 @@
-"""Stands in for the world that the shipped pipelines call: an ad API, quotes, AI providers, web sites, a classifier.
+"""Simulates the services that the shipped pipelines call: an ad API, quotes, AI providers, web sites, a classifier.
 
-It limits rates with 429 and Retry-After, answers with errors, stalls, and knows what it was asked before, as the real
-ones do. Each answer follows from its request, but for one answer in fifty, which is an error and goes away.
+Like real services they limit rates with 429 and Retry-After, answer with errors, stall, and remember earlier requests.
+Each answer depends only on its request, except that one answer in fifty is a transient error.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from urllib.parse import unquote
 
 #: Seconds that the ad API asks a customer to wait after too many requests.
 RETRY_AFTER_SECONDS = 1
-#: Of so many calls of a service one stalls for some seconds, and one is answered with an error.
+#: Of this many calls of a service one stalls for some seconds, and one is answered with an error.
 EVERY_CALLS, STALL_SECONDS = 50, 0.5
-#: Ad groups of every customer that have an ad, can have none, and get none.
+#: Ad groups of every customer that already have an ad, that can't have one, and that violate the policy.
 WITH_AD, WITHOUT_AD, AGAINST_POLICY = {49, 99}, {30, 60}, {17}
 
 
@@ -34,9 +34,9 @@ class Answer(NamedTuple):
 
 
 class World:
-    """The services, and what they remember of their calls.
+    """The services, and their memory of earlier calls.
 
-    A call takes `seconds`. The ad API takes `customer_rate` requests a second of one customer.
+    A call takes `seconds`. The ad API accepts `customer_rate` requests per second from one customer.
     """
 
     seconds = 0.005
@@ -46,7 +46,7 @@ class World:
         self.lock = threading.Lock()
         self.ads: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
-        #: The most customers that were served at once, and the most requests of one.
+        #: The maximum number of customers at once, and of requests of one customer at once.
         self.most_customers = self.most_of_one = 0
         self._customers: Counter[str] = Counter()
         self._second: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -63,7 +63,7 @@ class World:
             return SERVICES[service](self, path, sent)
 
     def figures(self) -> dict[str, int]:
-        """How many calls there were, and of how many customers, and of one, at once at most."""
+        """Return the number of calls, and the maximum numbers of customers, and of calls of one customer, at once."""
         found = {
             "calls": self.calls.total(),
             "customers_at_once": self.most_customers,
@@ -72,7 +72,7 @@ class World:
         return {name: count for name, count in found.items() if count}
 
     def has_room(self, customer: str) -> bool:
-        """Whether a customer may send another request in this second."""
+        """Return whether a customer may send another request in this second."""
         with self.lock:
             now, (second, count) = int(time.time()), self._second[customer]
             count = count + 1 if second == now else 1
@@ -94,7 +94,7 @@ class World:
 
 
 def create_ad(world: World, path: str, sent: Any) -> Answer:
-    """POST /ads/CUSTOMER {"ad_group_id": …}: a new ad; what exists already is no error."""
+    """POST /ads/CUSTOMER {"ad_group_id": …}: a new ad; an existing ad is not an error."""
     if not world.has_room(path):
         return Answer(429, {"error": "too many requests"}, {"Retry-After": str(RETRY_AFTER_SECONDS)})
     group = int(sent["ad_group_id"])
@@ -119,7 +119,7 @@ def quotes(_world: World, path: str, _sent: Any) -> Answer:
 
 
 def ask(_world: World, path: str, sent: Any) -> Answer:
-    """POST /ask/PROVIDER {"query": …}: what an AI says, which may name the company or not."""
+    """POST /ask/PROVIDER {"query": …}: the answer of an AI, which may or may not name the company."""
     query = str(sent["query"])
     if path == "south" and _number(query) % 23 == 0:
         return Answer(422, {"error": "the answer was withheld by a filter"})
@@ -129,7 +129,7 @@ def ask(_world: World, path: str, sent: Any) -> Answer:
 
 
 def site(_world: World, path: str, _sent: Any) -> Answer:
-    """GET /sites/DOMAIN: its front page."""
+    """GET /sites/DOMAIN: the front page."""
     if _number(path) % 29 == 0:
         return Answer(404, "<h1>no such site</h1>")
     links = "".join(f'<a href="/page/{n}">page {n}</a>' for n in range(_number(path) % 9))
@@ -137,7 +137,7 @@ def site(_world: World, path: str, _sent: Any) -> Answer:
 
 
 def classify(_world: World, _path: str, sent: Any) -> Answer:
-    """POST /classify {"name": …}: what a language model thinks of a data element."""
+    """POST /classify {"name": …}: a language model's classification of a data element."""
     name = str(sent["name"])
     private = any(word in name for word in ("email", "name", "birth", "phone"))
     content = {
@@ -155,7 +155,7 @@ SERVICES: dict[str, Callable[[World, str, Any], Answer]] = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Takes a request to the world. GET /figures tells what it was asked."""
+    """Handles a request to one of the services. GET /figures returns their counts."""
 
     protocol_version = "HTTP/1.1"
     world: World
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer it."""
         length = int(self.headers.get("Content-Length") or 0)
         sent = self.rfile.read(length)
-        if len(sent) < length:  # its client was killed
+        if len(sent) < length:  # the client was killed
             self.close_connection = True
             return
         service, _, path = unquote(self.path).strip("/").partition("/")
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """The world on a port of this machine."""
+    """The HTTP server of the services, on a port of this machine."""
 
     request_queue_size = 128
     daemon_threads = True
@@ -201,7 +201,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), type("WorldHandler", (Handler,), {"world": world}))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Pass over a client that was killed."""
+        """Ignore a client that was killed."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -212,5 +212,5 @@ def _number(text: str) -> int:
 
 if __name__ == "__main__":
     with Server(World(), int(sys.argv[1])) as server:
-        print("the remote world is there", flush=True)  # noqa: T201 — by which its parent knows
+        print("the remote world is there", flush=True)  # noqa: T201 — its parent waits for this
         server.serve_forever()

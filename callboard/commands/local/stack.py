@@ -1,4 +1,4 @@
-"""All of Callboard on this machine: database, broker, workers and web app, started together and stopped in order."""
+"""All of Callboard on this machine: starts database, broker, workers and web app together, and stops them in order."""
 
 import json
 import os
@@ -25,16 +25,16 @@ from callboard.sql import settings
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import connect
 
-#: Seconds that each node of AMQP_URL may take to answer.
+#: Maximum seconds until each node of AMQP_URL answers.
 BROKER_SECONDS = 15.0
 
 
 class LocalStack:
-    """Runs everything for as long as its block. `folder` holds data, logs and `up.json`.
+    """Runs everything for the duration of its block. `folder` has the data, the logs and `up.json`.
 
-    `throwaway`: nobody needs the data afterwards, so RabbitMQ is killed; an orderly stop takes seconds. `in_process`
-    becomes true also where there is no RabbitMQ: then Dramatiq's in-process broker and the worker are in this process.
-    `reload`: a folder with Python sources; workers end their items and start again when one of them changes.
+    `throwaway`: the data is not needed afterwards, so RabbitMQ is killed, because a clean stop takes seconds.
+    `in_process` also becomes true if there is no RabbitMQ: then Dramatiq's in-process broker and the worker are in this
+    process. `reload`: a folder with Python sources; workers finish their items and restart when one of them changes.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class LocalStack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop what was started, in the reverse order."""
+        """Stop everything in reverse order of the start."""
         with ignores_signals():
             self._stopping.close()
 
     def _start(self) -> None:
-        # In the main thread: the system ends children together with the thread that started them.
+        # Close it in the main thread: the system ends children together with the thread that started them.
         self._stopping.callback(self._supervisor.close)
-        self._up_file.unlink(missing_ok=True)  # of a run that was killed
+        self._up_file.unlink(missing_ok=True)  # left by a run that was killed
         self._begin_broker()
         if self.in_process and self.reload is not None:
-            raise CommandError("--reload replaces worker processes, and Dramatiq's in-process broker has none", code=2)
+            raise CommandError("--reload needs worker processes, and Dramatiq's in-process broker has none", code=2)
         self._start_database()
         # For this process and its children.
         os.environ["DATABASE_URL"] = self._database_url
@@ -99,7 +99,7 @@ class LocalStack:
         self._stopping.callback(self._supervisor.stop_restarting)
 
     def _begin_broker(self) -> None:
-        """Begin the private node, which takes longest to start, or check the broker that AMQP_URL names."""
+        """Start the private node without waiting, because it is slowest; or check the broker of AMQP_URL."""
         if self._amqp_url:
             try:
                 with queue_admin.connected(self._amqp_url, BROKER_SECONDS):
@@ -110,7 +110,7 @@ class LocalStack:
             self._begin_node()
             broker = "a private RabbitMQ node"
         else:
-            missing = "since RabbitMQ isn't installed here and AMQP_URL isn't set"
+            missing = "because RabbitMQ isn't installed here and AMQP_URL isn't set"
             why = "as asked for" if self.in_process else missing
             broker = f"Dramatiq's in-process one, {why}; the worker runs in this process"
             self.in_process = True
@@ -124,7 +124,7 @@ class LocalStack:
         self._supervise("RabbitMQ", node, node.begin)
 
     def _start_database(self) -> None:
-        """Start the embedded PostgreSQL unless DATABASE_URL names a database; bring the schema up to date."""
+        """Start the embedded PostgreSQL unless DATABASE_URL is set; bring the schema up to date."""
         if self._database_url:
             typer.echo(f"database: {masked(self._database_url)} (DATABASE_URL)", err=True)
         else:

@@ -23,7 +23,7 @@ Processes = Annotated[int, typer.Option(min=1, help="Worker processes.", show_de
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker process.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The web app's port; 0: any free one.")]
 InProcess = Annotated[
-    bool, typer.Option("--in-process", help="Use Dramatiq's in-process broker, also where RabbitMQ is installed.")
+    bool, typer.Option("--in-process", help="Use Dramatiq's in-process broker, even if RabbitMQ is installed.")
 ]
 
 
@@ -43,10 +43,10 @@ def up(
 ) -> None:
     """Run everything on this machine until Ctrl-C: database, broker, workers, web app.
 
-    It uses the database and the RabbitMQ that DATABASE_URL and AMQP_URL name.
-    For one that is unset it starts its own in .callboard/.
+    It uses the database of DATABASE_URL and the RabbitMQ of AMQP_URL.
+    If one is unset, it starts its own in .callboard/.
     CALLBOARD_ACTORS names the modules with your actors.
-    With --reload a worker whose sources changed first ends the items that it runs: none fails, and none is lost.
+    With --reload workers finish their running items before they restart: no item fails or is lost.
     """
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / ".gitignore").write_text("*\n", encoding="ascii")
@@ -70,7 +70,7 @@ def up(
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for a block. The system frees it however the process ends. Raises CommandError if it is held."""
+    """Lock the folder for a block; the system unlocks it when the process ends. Raises CommandError if it is locked."""
     with (folder / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Embedded PostgreSQL and a private RabbitMQ node: child processes of this one, for `callboard up` and the tests."""
+"""Embedded PostgreSQL and a private RabbitMQ node as child processes, for `callboard up` and the tests."""
 
 from callboard.commands.services.child_process import NotStarted, Process, wait_until
 from callboard.commands.services.postgres import Server

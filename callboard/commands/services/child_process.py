@@ -1,4 +1,4 @@
-"""A child process that becomes ready, stops, and ends with the process that started it."""
+"""A child process that becomes ready, can be stopped, and ends when the process that started it ends."""
 
 import os
 import signal
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 EXEC_AS = Path(__file__).with_name("exec_as.py")
-#: Seconds that a program has to end in order.
+#: Seconds for a clean stop of a program.
 STOP_SECONDS = 30.0
 
 
 class NotStarted(RuntimeError):
-    """A service did not become ready; the message ends with the last lines of its log."""
+    """A service did not become ready; the text ends with the last lines of its log."""
 
 
 class User(NamedTuple):
-    """The user that a child runs as. With `reach` it may read where only root can (see exec_as)."""
+    """The user of a child process. With `reach` it may read in folders of root (see exec_as)."""
 
     uid: int
     gid: int
@@ -28,7 +28,7 @@ class User(NamedTuple):
 
 
 def wait_until(condition: Callable[[], object], timeout: float, *, pause: float = 0.02) -> bool:
-    """Ask `condition` every `pause` seconds; return whether it came true within `timeout` seconds."""
+    """Call `condition` every `pause` seconds; return whether it became true within `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() >= end:
@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], object], timeout: float, *, pause: float 
 
 
 def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a log; empty if there is none."""
+    """Return the last lines of a log; empty if there is no log."""
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
@@ -46,8 +46,8 @@ def tail(path: Path, lines: int = 20) -> str:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log; empty if there is none. Lines of Dramatiq's master count only where there are no others:
-    they name no reason.
+    """Return the last line of a log; empty if there is none. Lines of Dramatiq's master process are used only if there
+    are no others, because they give no reason.
     """
     lines = [line for line in tail(path).splitlines() if line.strip()]
     own = [line for line in lines if "[dramatiq.MainProcess]" not in line]
@@ -56,11 +56,11 @@ def last_line(path: Path) -> str:
 
 @dataclass
 class Process:
-    """A program in a process group of its own, its output in a file; as a context manager it runs for a block.
+    """A program in its own process group, with its output in a file; as a context manager it runs for a block.
 
-    On Linux it gets the signal `farewell` when the *thread* that called `start` ends, however it ends: start services
-    from the main thread. It gets it twice when a process of several threads is killed. Signals go to the program alone,
-    but `kill` goes to the whole group.
+    On Linux it gets the signal `farewell` when the *thread* that called `start` ends for any reason, so start services
+    from the main thread. It gets the signal twice when a process of several threads is killed. Signals go only to the
+    program, but `kill` goes to the whole group.
     """
 
     command: Sequence[str | Path]
@@ -74,7 +74,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The pid, which is its group's id too."""
+        """The pid, which is also the id of its group."""
         if self.child is None:
             raise RuntimeError(f"{self.command[0]} was not started")
         return self.child.pid
@@ -90,7 +90,7 @@ class Process:
         self.close()
 
     def start(self) -> Self:
-        """Start it; its output is appended to the log."""
+        """Start the program; its output is appended to the log."""
         self._asked = False
         user = self.user or User(-1, -1)
         terms = [str(int(term)) for term in (os.getpid(), self.farewell, user.uid, user.gid, user.reach)]
@@ -107,11 +107,13 @@ class Process:
         return self
 
     def running(self) -> bool:
-        """Whether it runs now."""
+        """Whether it is running."""
         return self.child is not None and self.child.poll() is None
 
     def wait_ready(self, ready: Callable[[], object], timeout: float) -> None:
-        """Wait until `ready()` holds. If it ends before, or the seconds pass, kill its group and raise NotStarted."""
+        """Wait until `ready()` is true. If it ends before that, or after `timeout` seconds, kill its group and raise
+        NotStarted.
+        """
         wait_until(lambda: not self.running() or ready(), timeout)
         if self.running() and ready():
             return
@@ -120,13 +122,15 @@ class Process:
         raise NotStarted(f"{Path(self.command[0]).name} {why}; its log {self.log} ends:\n{tail(self.log)}")
 
     def ask_to_end(self) -> None:
-        """Send it `farewell`. Only once: at a second signal Dramatiq drops its running items."""
+        """Send the signal `farewell`, only once: at a second signal Dramatiq drops its running items."""
         if self.running() and not self._asked:
             self._asked = True
             self.send(self.farewell)
 
     def stop(self, timeout: float = STOP_SECONDS) -> int | None:
-        """Ask it to end, and kill its group after `timeout` seconds; return its exit code, None if never started."""
+        """Ask it to end, and kill its group after `timeout` seconds. Return its exit code; None if it was never
+        started.
+        """
         self.ask_to_end()
         wait_until(lambda: not self.running(), timeout)
         return self.kill()
@@ -136,14 +140,14 @@ class Process:
         self.stop()
 
     def kill(self) -> int | None:
-        """Send SIGKILL to its group; return its exit code, None if it was never started."""
+        """Send SIGKILL to its group. Return its exit code; None if it was never started."""
         if self.child is None:
             return None
         self.send(signal.SIGKILL)
         return self.child.wait()
 
     def send(self, number: signal.Signals) -> None:
-        """Signal the program; SIGKILL goes to its whole group."""
+        """Send a signal to the program; SIGKILL goes to its whole group."""
         try:
             (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
         except (ProcessLookupError, PermissionError):

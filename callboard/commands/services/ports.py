@@ -3,15 +3,15 @@
 import random
 import socket
 
-# Below the range from which systems take ports for outgoing connections, above the well-known services'.
+# Below the range of ports for outgoing connections, above the ports of well-known services.
 FIRST, LAST = 16_000, 30_000
-#: Those that this process was given already: who has one may take seconds until it listens there.
+#: Ports that this process has already got: it may take seconds until something listens on them.
 _given: set[int] = set()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on which nobody listens at 127.0.0.1 now, each other than all that this process was given before. They are
-    random, so that two processes get others.
+    """Return ports without a listener on 127.0.0.1, never the same port twice in one process. They are random, so that
+    two processes get different ones.
     """
     ports: list[int] = []
     while len(ports) < count:

@@ -1,7 +1,7 @@
-"""An embedded PostgreSQL: the server out of a wheel, reached through a socket only its owner may use.
+"""An embedded PostgreSQL: the server from a wheel, with a Unix socket that only its owner may use.
 
-It listens on no port, so any number of them run side by side. PostgreSQL refuses to run as root: root's runs
-as `nobody`, and still only root may connect (peer authentication).
+It listens on no TCP port, so any number of servers can run side by side. PostgreSQL refuses to run as root, so root's
+server runs as `nobody`, and still only root may connect (peer authentication).
 """
 
 import os
@@ -20,18 +20,18 @@ from callboard.commands.services.child_process import NotStarted, Process
 from callboard.commands.services.postgres_data import embedded, give, initialised, own_name, user_for, write_access
 
 START_SECONDS = 60.0
-#: Starts while the sessions of a killed server still hold its memory, and seconds between two of them.
+#: Maximum number of starts while sessions of a killed server keep its shared memory, and seconds between two starts.
 STARTS, PAUSE_SECONDS = 20, 0.5
-# The longest path of a socket on macOS (Linux: 107), less the name of the socket's lock file.
+# The maximum length of a socket path on macOS (Linux: 107), minus the name of the socket's lock file.
 LONGEST_FOLDER = 103 - len("/.s.PGSQL.5432.lock")
 
 
 class Server(Process):
-    """A PostgreSQL server on a folder, which it makes and keeps.
+    """A PostgreSQL server with its data in a folder, which it creates and keeps.
 
     `settings` are server settings. `users` are system users that may connect besides the one who starts it. `programs`
-    is the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's. The URL stays the same when
-    it starts again.
+    is the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's. The URL stays the same after
+    a restart.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Server(Process):
         return f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
 
     def start(self) -> Self:
-        """Start it and wait until it answers. Raises NotStarted, also when another one runs on the same folder."""
+        """Start it and wait until it answers. Raises NotStarted, also if another server uses the same folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         programs = self._programs or embedded()
         self.user = user_for(self.folder, programs)
@@ -77,12 +77,12 @@ class Server(Process):
     def close(self) -> None:
         """Stop it for good."""
         super().close()
-        # It fails if another server uses the folder: then the folder is not empty.
+        # This fails if another server uses the folder, because it is not empty then.
         with suppress(OSError):
             self.sockets.rmdir()
 
     def _ready(self) -> bool:
-        # Another server on the same folder would answer too, until this one has noticed it and ended.
+        # Another server on the same folder would also answer, until this one has detected it and ended.
         try:
             pid = (self.folder / "postgres" / "postmaster.pid").read_text(encoding="ascii").partition("\n")[0]
             if pid != str(self.pid):
@@ -94,8 +94,8 @@ class Server(Process):
 
 
 def _sockets(folder: Path) -> Path:
-    """The folder of the socket: beside the data, or a short one under /tmp if that path won't do for a socket."""
+    """Return the folder of the socket: beside the data, or a short one under /tmp if the path does not fit a socket."""
     near = folder / "sockets"
-    # libpq takes a comma for the end of a host.
+    # For libpq a comma ends a host.
     fits = len(os.fsencode(near)) <= LONGEST_FOLDER and "," not in str(near) and '"' not in str(near)
     return near if fits else Path(tempfile.mkdtemp(prefix="callboard-", dir="/tmp"))

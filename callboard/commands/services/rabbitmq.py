@@ -1,7 +1,7 @@
-"""A private RabbitMQ node: the machine's RabbitMQ, with folder, ports, cookie and user of its own.
+"""A private RabbitMQ node: the machine's RabbitMQ, with its own folder, ports, cookie and user.
 
-The node listens on 127.0.0.1 only, under a password made up for it, and shares nothing with a RabbitMQ that
-the system runs: its Erlang port mapper (epmd) is its own too, so that nothing stays behind when it stops.
+The node listens only on 127.0.0.1, with a random password, and shares nothing with a RabbitMQ of the system. It also
+has its own Erlang port mapper (epmd), so that no process remains when it stops.
 """
 
 import socket
@@ -20,9 +20,9 @@ EPMD_SECONDS = 60.0
 
 
 class Node(Process):
-    """A RabbitMQ node on a folder, which it makes and keeps.
+    """A RabbitMQ node with its data in a folder, which it creates and keeps.
 
-    Its messages, ports and password stay the same when it starts again.
+    Its messages, ports and password stay the same after a restart.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,14 +36,14 @@ class Node(Process):
         return self.url_of("/")
 
     def url_of(self, vhost: str) -> str:
-        """The AMQP URL of a virtual host."""
+        """Return the AMQP URL of a virtual host."""
         server = f"callboard:{self.files.password}@127.0.0.1:{self.files.ports.amqp}"
         return f"amqp://{server}/{quote(vhost, safe='')}"
 
     def begin(self) -> Self:
-        """Start it without waiting: booting takes seconds in which the caller may start other things.
+        """Start it without waiting, so that the caller can start other services during the seconds of its boot.
 
-        Raises NotStarted where RabbitMQ is not installed.
+        Raises NotStarted if RabbitMQ is not installed.
         """
         place, mapper = scripts(), epmd()
         if place is None or mapper is None:
@@ -59,16 +59,16 @@ class Node(Process):
         return super().start()
 
     def configure(self) -> None:
-        """Write the files that it starts from."""
+        """Write the files for its start."""
         self.files.configure()
 
     def wait(self) -> Self:
-        """Wait until it takes connections. Raises NotStarted with the end of its log if it doesn't."""
+        """Wait until it accepts connections. Raises NotStarted with the end of its log."""
         self.wait_ready(self.ready, START_SECONDS)
         return self
 
     def start(self) -> Self:
-        """Start it and wait until it takes connections. Raises NotStarted."""
+        """Start it and wait until it accepts connections. Raises NotStarted."""
         return self.begin().wait()
 
     def kill(self) -> int | None:
@@ -80,11 +80,11 @@ class Node(Process):
         return code
 
     def ready(self) -> bool:
-        """Whether it takes connections. The listener opens as the last boot step but one."""
+        """Return whether it accepts connections. The listener opens in the second last boot step."""
         return listens(self.files.ports.amqp)
 
 
 def listens(port: int) -> bool:
-    """Whether somebody listens on a port of 127.0.0.1."""
+    """Return whether a process listens on a port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -7,12 +7,12 @@ from typing import NamedTuple, Self
 
 from callboard.commands.services.ports import free_ports
 
-#: The files with the secrets of a node; nodes that share them may be one cluster.
+#: The files with the secrets of a node; nodes that share them can form a cluster.
 PASSWORD, COOKIE = SECRETS = ("password", ".erlang.cookie")
 
 
 class Ports(NamedTuple):
-    """The ports of a node, all at 127.0.0.1."""
+    """The ports of a node, all on 127.0.0.1."""
 
     amqp: int
     distribution: int
@@ -20,7 +20,7 @@ class Ports(NamedTuple):
 
 
 class NodeFolder(NamedTuple):
-    """A node's folder. Its ports are new for each object; cookie, password and data stay."""
+    """A node's folder. Each object has new ports; cookie, password and data stay the same."""
 
     folder: Path
     ports: Ports
@@ -28,7 +28,7 @@ class NodeFolder(NamedTuple):
 
     @classmethod
     def at(cls, folder: Path) -> Self:
-        """The folder at this path, which it makes."""
+        """Create the folder at this path and return it."""
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder.resolve(), Ports(*free_ports(3)))
 
@@ -38,7 +38,7 @@ class NodeFolder(NamedTuple):
         return _secret(self.folder / PASSWORD)
 
     def configure(self) -> None:
-        """Write the node's files. Password and cookie are written once, since the data belongs to them."""
+        """Write the node's files. Password and cookie are written only once, because the data depends on them."""
         _secret(self.folder / COOKIE)
         (self.folder / "plugins").write_text("[].\n", encoding="utf-8")
         lines = [
@@ -52,12 +52,12 @@ class NodeFolder(NamedTuple):
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def environment(self) -> dict[str, str]:
-        """The environment of the node and its tools: this process's own, without settings of another RabbitMQ."""
+        """Return the environment of the node and its tools: this process's, without settings of another RabbitMQ."""
         foreign = ("RABBITMQ_", "ERL_", "NOTIFY_SOCKET")
         ours = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         folder = self.folder
         return ours | {
-            "HOME": str(folder),  # where Erlang looks for its cookie
+            "HOME": str(folder),  # Erlang reads its cookie here
             "LC_ALL": "C.UTF-8",
             "RABBITMQ_NODENAME": f"{self.name}@localhost",
             "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
@@ -70,7 +70,7 @@ class NodeFolder(NamedTuple):
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             "RABBITMQ_DIST_PORT": str(self.ports.distribution),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node instead of watching over it
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node instead of its parent
             "ERL_EPMD_PORT": str(self.ports.epmd),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP": str(folder / "erl_crash.dump"),
@@ -78,7 +78,7 @@ class NodeFolder(NamedTuple):
 
 
 def _secret(path: Path) -> str:
-    """A random word in a file that only its owner can read; made at the first call."""
+    """Return the random word in a file that only its owner can read; created at the first call."""
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text(secrets.token_hex(16), encoding="ascii")

@@ -5,7 +5,7 @@ import shutil
 from itertools import chain
 from pathlib import Path
 
-# Folders of RabbitMQ's own scripts. Debian's wrappers in the PATH refuse every user but the system's.
+# Folders of RabbitMQ's own scripts. Debian's wrappers in the PATH accept only the system's user.
 PLACES = (
     "/usr/lib/rabbitmq/bin",
     "/opt/rabbitmq/sbin",
@@ -16,12 +16,12 @@ PLACES = (
     "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
 )
 
-# Folders in which Erlang may be though they are not in the PATH.
+# Folders in which Erlang may be installed, though they are not in the PATH.
 MORE_PATH = ("/opt/homebrew/bin", "/usr/local/bin")
 
 
 def scripts() -> Path | None:
-    """The folder of RabbitMQ's own scripts; None where it is not installed."""
+    """Return the folder of RabbitMQ's own scripts; None if it is not installed."""
     found = [path for place in PLACES for path in Path("/").glob(f"{place.lstrip('/')}/rabbitmq-server")]
     if in_path := shutil.which("rabbitmq-server"):
         found.append(Path(in_path))
@@ -29,12 +29,12 @@ def scripts() -> Path | None:
 
 
 def installed() -> bool:
-    """Whether this machine has all that a node needs."""
+    """Return whether this machine has all programs for a node."""
     return scripts() is not None and epmd() is not None
 
 
 def epmd() -> Path | None:
-    """Erlang's port mapper, in the PATH or in Erlang's folder; None where there is none."""
+    """Return the path of Erlang's port mapper, in the PATH or in Erlang's folder; None if there is none."""
     if found := shutil.which("epmd"):
         return Path(found)
     erl = shutil.which("erl", path=os.pathsep.join([*os.get_exec_path(), *MORE_PATH]))

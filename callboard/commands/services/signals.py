@@ -1,4 +1,4 @@
-"""Signals of this process: which of them end it, which it ignores, and waiting for one."""
+"""Signals of this process: which ones end it, which ones it ignores, and waiting for one."""
 
 import os
 import signal
@@ -9,24 +9,24 @@ from types import FrameType
 
 
 def ends_on_sigterm() -> AbstractContextManager[None]:
-    """In its block SIGTERM and SIGHUP end this process as Ctrl-C does: every `finally` runs."""
+    """In its block SIGTERM and SIGHUP end this process like Ctrl-C: every `finally` runs."""
     return _handled((signal.SIGTERM, signal.SIGHUP), _exit)
 
 
 def ignores_signals() -> AbstractContextManager[None]:
-    """In its block no signal but SIGKILL ends this process: for a shutdown that has time limits of its own."""
+    """In its block only SIGKILL ends this process: for a shutdown with its own time limits."""
     return _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)
 
 
 @contextmanager
 def ends_at_second_ctrl_c(text: str) -> Iterator[None]:
-    """In its block the first Ctrl-C prints `text` on stderr and raises KeyboardInterrupt, and the second one ends this
-    process at once, whatever it waits for. Where Ctrl-C is ignored, as in the background of a shell, it stays ignored.
+    """In its block the first Ctrl-C prints `text` on stderr and raises KeyboardInterrupt; the second one ends this
+    process at once, whatever it waits for. If Ctrl-C is ignored, as in the background of a shell, it stays ignored.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(2, f"{text}\n".encode())  # not by a stream: the signal may have come within a write to it
+        os.write(2, f"{text}\n".encode())  # not by a stream, because the signal may have interrupted a write to it
         signal.default_int_handler(number, frame)
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

@@ -115,7 +115,7 @@ def test_dead_letters_that_have_no_queue_are_noted() -> None:
     """As after somebody deleted it, to be rid of those in it: RabbitMQ then drops the next ones without a word."""
     row = {"name": "q", "ready": 0, "consumers": 1, "dead": None, "unserved": None, "pending": 0}
     found = {finding.state: finding.found for finding in doctor._queue(row, missing=False)}
-    assert found["note"].startswith("RabbitMQ does not have its queue of dead letters")
+    assert found["note"].startswith("RabbitMQ does not have its dead-letter queue")
     unknown = doctor._queue({**row, "ready": None}, missing=True)
     assert not [finding for finding in unknown if "dead letters" in finding.found]
 
@@ -156,7 +156,7 @@ def test_who_locks_others_out_is_named(
         assert lock["found"].endswith(", keeps 1 session waiting")
         other.execute("LOCK TABLE callboard.jobs")
         code, found = examined(capsys, "--no-ping")
-        assert (code, found["locks"][0]["found"].endswith(", keeps all others from a whole table")) == (1, True)
+        assert (code, found["locks"][0]["found"].endswith(", blocks a whole table for all others")) == (1, True)
         assert "workers" not in found
         other.rollback()
     assert "locks" not in examined(capsys, "--no-ping")[1]

@@ -63,7 +63,7 @@ def test_a_group_of_errors_is_shown_with_its_traceback_and_leads_to_its_items(ca
     assert document(call("errors", job, group["id"], "--json"))["traceback"] == "Traceback …"
     assert "Traceback …" in call("errors", job, group["id"])[1]
     code, _, err = call("errors", job, "none")
-    assert (code, f"job {job} has no group of errors 'none'" in err) == (1, True)
+    assert (code, f"job {job} has no error group 'none'" in err) == (1, True)
     for error in (group["id"], "ValueError"):
         found = document(call("items", job, "--error", error, "--json"))["items"]
         assert [item["item"] for item in found] == [20, 21, 22, 23, 24]
@@ -107,7 +107,7 @@ def test_jobs_are_watched_until_ctrl_c(call: Call, conn: Conn, monkeypatch: pyte
 def test_a_dry_run_says_how_many_items_and_changes_nothing(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
     before = document(call("status", job, "--json"))
-    assert call("retry", job, "--dry-run")[1] == "5 items would be given another attempt\n"
+    assert call("retry", job, "--dry-run")[1] == "5 items would get another attempt\n"
     assert document(call("retry", job, "--state", "skipped", "--dry-run", "--json")) == {"items": 5}
     assert document(call("retry", job, "--item", 20, "--dry-run", "--json")) == {"items": 1}
     assert call("cancel", job, "--dry-run")[1] == "67 items would never start\n"

@@ -135,7 +135,7 @@ def test_a_bad_line_is_named_and_nothing_is_stored(
     env: Env, tmp_path: Path, form: str, lines: bytes, said: str
 ) -> None:
     line = fault(tmp_path, "submit", ACTOR, "--format", form, env=env, given=lines)
-    assert "nothing is stored, since the file has 1 bad line: " in line
+    assert "nothing was stored, because the file has 1 bad line: " in line
     assert said in line
     assert jobs(env) == []
 
@@ -151,7 +151,7 @@ def test_skip_bad_leaves_bad_lines_out_and_names_them(env: Env, tmp_path: Path) 
 def test_a_file_without_items_makes_a_job_that_is_over_and_says_so(env: Env, tmp_path: Path) -> None:
     """The program that was to write the items may have failed."""
     done = run(tmp_path, "submit", ACTOR, env=env, given=b"\n")
-    assert done.stderr == "callboard: the file has no items, so the job is over at once\n"
+    assert done.stderr == "callboard: the file has no items, so the job completes at once\n"
     assert arguments_of(env, int(done.stdout)) == []
 
 
@@ -274,7 +274,7 @@ def test_a_second_ctrl_c_ends_a_submission_that_waits_for_the_database(env: Env,
         assert process.child.wait(300) == -signal.SIGINT
     finally:
         process.kill()
-    assert log.read_text() == "callboard: stops when the database has answered; Ctrl-C again ends this at once\n"
+    assert log.read_text() == "callboard: stopping when the database answers; Ctrl-C again stops at once\n"
 
 
 def test_unreachable_database_and_missing_schema(empty_database_url: str, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_an_actor_runs_of_an_app_that_the_test_imports(no_broker, callboard_work
 def test_a_broker_that_the_test_has_the_app_make_is_named(no_broker, callboard_worker):
     dramatiq.set_broker(own := dramatiq.brokers.stub.StubBroker())
     late = dramatiq.actor(print, actor_name="late")
-    with pytest.raises(RuntimeError, match="late has a broker that was made after callboard_worker began: import"):
+    with pytest.raises(RuntimeError, match="late has a broker that was made after callboard_worker started: import"):
         callboard_worker.run(late, [1])
 """
 

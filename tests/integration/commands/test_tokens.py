@@ -63,7 +63,7 @@ def test_a_token_is_the_users_with_three_scopes_if_nothing_else_is_said(call: Ca
 def test_a_link_leads_to_the_app_that_runs_here(call: Call, conn: Conn, tmp_path: Path) -> None:
     code, out, err = call("create", "--link")
     assert (code, out.startswith("/login?link=cb_")) == (0, True)
-    assert "write the address of the web app before this path" in err
+    assert "put the address of the web app before this path" in err
     (tmp_path / ".callboard").mkdir()
     (tmp_path / ".callboard" / "up.json").write_text('{"web_url": "http://127.0.0.1:5/"}', encoding="utf-8")
     made = json.loads(call("create", "--link", "--json")[1])

@@ -100,7 +100,7 @@ def test_up_in_process_keeps_its_data(tmp_path: Path) -> None:
         assert "broker: Dramatiq's in-process one, as asked for" in up.log.read_text()
         assert addresses(tmp_path)["amqp_url"] is None
         assert works(tmp_path)
-        assert "only the worker that holds an in-process broker can sweep" in fault(tmp_path, "sweep")
+        assert "only the worker with an in-process broker can sweep" in fault(tmp_path, "sweep")
         up.send(signal.SIGINT)
         assert wait_until(lambda: not up.running(), 300)
         assert up.kill() == 0

@@ -186,7 +186,7 @@ def test_a_block_that_ends_before_one_in_it_says_so_and_no_ended_one_gets_sends(
     """In generators of one thread whose steps alternate."""
     outer, inner = callboard.job("outer"), callboard.job("inner")
     first, second = outer.__enter__(), inner.__enter__()
-    with pytest.raises(RuntimeError, match=f"of job {first.id} ends before that of job {second.id}, which began in it"):
+    with pytest.raises(RuntimeError, match=f"of job {first.id} ends before the inner block of job {second.id}"):
         outer.__exit__(None, None, None)
     pipeline.actor("noted").send(1)
     assert not inner.__exit__(None, None, None)
@@ -318,8 +318,8 @@ def test_a_delay_that_is_no_span_of_time_is_refused(delay: Any, pipeline: Pipeli
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
-        (lambda job: callboard.get(job.id + 0.9), "the id of a job is a whole number, not"),
-        (lambda _: callboard.get("1"), "the id of a job is a whole number, not '1'"),  # type: ignore[arg-type]
+        (lambda job: callboard.get(job.id + 0.9), "the id of a job must be an int, not"),
+        (lambda _: callboard.get("1"), "the id of a job must be an int, not '1'"),  # type: ignore[arg-type]
         (lambda job: list(job.items(key=1)), "key must be a text"),
         (lambda job: list(job.items(error=1)), "error must be a text"),
         (lambda job: list(job.items(stage=False)), "has no stage False"),

@@ -30,7 +30,7 @@ def test_a_login_that_returns_something_else_lets_nobody_in(
     with caplog.at_level(logging.ERROR, "callboard.web"):
         answers = get(seen_by(database_url, said), "/", "/jobs/1", "/api/jobs", "/api/jobs/1", "/healthz")
     assert [answer.status_code for answer in answers] == [500, 500, 500, 500, 200]
-    assert "return callboard.Identity(name) to let somebody in" in caplog.text
+    assert "return callboard.Identity(name) to admit the" in caplog.text
 
 
 def test_an_answer_of_the_login_is_sent_as_it_is(database_url: str) -> None:

@@ -65,7 +65,7 @@ def test_a_bug_has_the_headers_of_any_answer(app: Starlette, path: str) -> None:
     app.state.database.read = app.state.database.read_together = None
     (answer,) = get(app, path, headers=BROWSER)
     assert (answer.status_code, answer.headers["content-type"]) == (500, JSON if path == "/api/jobs" else PAGE)
-    assert "the server&#39;s log has its traceback" in answer.text or answer.headers["content-type"] == JSON
+    assert "the server&#39;s log has the traceback" in answer.text or answer.headers["content-type"] == JSON
     assert "nosniff" in answer.headers["x-content-type-options"]
     assert answer.headers["content-security-policy"] == sound.headers["content-security-policy"]
     assert answer.headers["cache-control"] == "no-store"

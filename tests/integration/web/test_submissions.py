@@ -592,7 +592,7 @@ def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_r
         assert wait_until(lambda: status(conn, job)["state"] == "failed", 300)
         found = status(conn, job)
         assert (found["cancelled"], found["total"]) == (50, 50)
-        assert found["reason"] == "its submission broke off at input 50: ClientDisconnect: its sender left"
+        assert found["reason"] == "its submission broke off at input 50: ClientDisconnect: its sender disconnected"
         httpx.post(f"{address}/api/v1/jobs/{job}/retry", json={"states": ["cancelled"]}).raise_for_status()
     found = status(conn, job)
     assert (found["state"], found["pending"], found["sealed"]) == ("pending", 50, True)

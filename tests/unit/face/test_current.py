@@ -177,7 +177,7 @@ def test_a_step_whose_text_cannot_be_had_fails_nothing(
     attempt.actor = uuid.uuid4().hex
     callboard.step(BadText(error))  # type: ignore[arg-type]
     assert attempt.step is None
-    assert f"text that can't be had: {error.__name__}" in caplog.text
+    assert f"a value without a text: {error.__name__}" in caplog.text
 
 
 def test_what_is_told_outside_an_item_is_ignored(attempt: Attempt) -> None:

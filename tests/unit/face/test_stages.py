@@ -118,14 +118,14 @@ def main() -> Any:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (lambda results: results, "<lambda> can't make a stage, for it is without a name of its own in a module"),
-        (nested(), "inner can't make a stage, for it is without a name of its own in a module"),
-        (main(), "script can't make a stage, for it is in the program's main module"),
+        (lambda results: results, "<lambda> can't make a stage, because it is without a name of its own in a module"),
+        (nested(), "inner can't make a stage, because it is without a name of its own in a module"),
+        (main(), "script can't make a stage, because it is in the program's main module"),
         (functools.partial(make), r"functools.partial\(.*\) can't make a stage"),
-        (Maker().bound, "Maker.bound can't make a stage, for it is not what .* has by that name"),
-        (later, "later can't make a stage, for it is async"),
-        (MadeLater, "MadeLater can't make a stage, for it is async"),
-        (streamed, "streamed can't make a stage, for it is async"),
+        (Maker().bound, "Maker.bound can't make a stage, because .* has another object with that name"),
+        (later, "later can't make a stage, because it is async"),
+        (MadeLater, "MadeLater can't make a stage, because it is async"),
+        (streamed, "streamed can't make a stage, because it is async"),
         (3, "3 can't make a stage"),
         ("make", "its path as 'module:name', not 'make'"),
         ("shop:", "its path as 'module:name'"),
@@ -140,11 +140,11 @@ def test_a_function_that_no_worker_could_import_is_refused(given: Any, says: str
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
-        ([], "a list of callboard.Stage, at least one"),
+        ([], "a list of at least one callboard.Stage"),
         (["work"], "a list of callboard.Stage"),
-        ([Stage("work")], "the first stage has items"),
-        ([Stage("work", items=[], make=make)], "the first stage has items, and no function"),
-        ([Stage("work", items=[]), Stage("play", items=[])], "only the first stage has items; those of 'play'"),
+        ([Stage("work")], "the first stage must have items"),
+        ([Stage("work", items=[], make=make)], "the first stage must have items, and no make"),
+        ([Stage("work", items=[]), Stage("play", items=[])], "only the first stage may have items; those of 'play'"),
     ],
 )
 def test_stages_that_can_not_follow_one_another_are_refused(stages: Any, says: str) -> None:

@@ -74,15 +74,12 @@ def test_lanes_are_the_first_ones_only_where_there_are_more(more: bool) -> None:
     page = JINJA.get_template("job.html")
     text = "".join(page.blocks["lanes"](page.new_context({"lanes": asyncio.run(lanes())})))
     assert text.count('class="mono"') == ROWS
-    assert ("the first 20, those with most in flight" in text) is more
+    assert ("20 lanes with the most items in flight" in text) is more
 
 
 def test_a_cancel_says_what_does_not_start_and_what_does_not_come() -> None:
     sealed, stages = JOB | {"sealed": True}, JOB | {"stages": [{"sealed": True}, {"sealed": False}]}
-    none, two = (
-        "No item of it waits to start.",
-        "2 items that did not start will not, unless they are run again by hand.",
-    )
+    none, two = ("None of its items waits to start.", "2 items that did not start will not run, unless you retry them.")
     assert words.consequence_of_cancel(sealed, 0) == none
     assert words.consequence_of_cancel(sealed, 2) == two
     assert words.consequence_of_cancel(JOB | {"standing": True}, 2) == two

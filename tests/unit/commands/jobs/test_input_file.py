@@ -32,7 +32,7 @@ def test_a_file_that_begins_with_the_mark_of_its_encoding_is_read_in_it(
 ) -> None:
     content = end.join(["größe,path", "1,a", "2,日本"]).encode(encoding)
     expected = [{"größe": "1", "path": "a"}, {"größe": "2", "path": "日本"}]
-    assert read(tmp_path, content) == (expected, [f"the file is read as {encoding.upper()}, as its first bytes say"])
+    assert read(tmp_path, content) == (expected, [f"reading the file as {encoding.upper()}, by its byte order mark"])
     lines = '{"path": "日本"}\n'.encode(encoding)
     assert read(tmp_path, lines, "jsonl")[0] == [{"path": "日本"}]
 
@@ -79,7 +79,7 @@ def test_a_row_that_is_no_item_is_named_with_the_lines_it_takes(
 def test_what_divides_the_columns_is_read_off_the_header(sign: str, tmp_path: Path) -> None:
     found, said = read(tmp_path, f"path{sign}size\na{sign}1,5\n".encode())
     assert found == [{"path": "a", "size": "1,5"}]
-    assert said == [f"the columns are read as divided by {sign!r}; --delimiter says otherwise"]
+    assert said == [f"reading the columns as separated by {sign!r}; --delimiter overrides this"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_text_of_lines_is_refused(content: bytes, said: str, t
 def test_a_tab_is_named_as_a_shell_passes_it() -> None:
     assert [input_file.named_delimiter(given) for given in (";", "\t", "\\t", " ")] == [";", "\t", "\t", " "]
     for wrong in ("", "||", "\\n", "\n", "\r", '"'):
-        with pytest.raises(CommandError, match="--delimiter is one sign like"):
+        with pytest.raises(CommandError, match="--delimiter must be one character like"):
             input_file.named_delimiter(wrong)
 
 
