@@ -59,7 +59,7 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911, C901 — a return
         return said
     if isinstance(error, psycopg.OperationalError):
         lost = is_connection_lost(error)
-        what = "the connection to the database was lost" if lost else "the database refuses this at present"
+        what = "the connection to the database was lost" if lost else "the database refused this"
         return f"{what}: {first_line(error)}; try again"
     return None
 

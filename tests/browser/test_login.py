@@ -31,7 +31,7 @@ def test_a_browser_logs_in_and_out(
         page.goto(f"{address}{prefix}/jobs/{job}")
         page.get_by_label("Token").fill("cb_wrong")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_contain_text("not known here")
+        expect(page.get_by_role("alert")).to_contain_text("not valid")
         page.get_by_label("Token").fill(secret)
         page.keyboard.press("Enter")
         expect(page).to_have_url(f"{address}{prefix}/jobs/{job}")

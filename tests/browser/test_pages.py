@@ -307,7 +307,7 @@ def test_chosen_jobs_are_paused_and_deleted_together(
     page.get_by_label("all 3 that match").check()
     page.locator("#bulk").get_by_role("button", name="Delete").click()
     expect(page.locator("#confirm")).to_contain_text("Delete 2 jobs?")
-    expect(page.locator("#confirm")).to_contain_text("This concerns 4 items. 1 job can't be")
+    expect(page.locator("#confirm")).to_contain_text("This changes 4 items. 1 job can't be")
     page.get_by_role("button", name="Delete 2 jobs").click()
     expect(page.locator("#jobs li")).to_have_count(1, timeout=SOON)
     expect(page.locator(f"#job-{third}")).to_be_visible()

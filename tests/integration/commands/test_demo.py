@@ -92,7 +92,7 @@ def test_demo_lists_the_pipelines_and_starts_nothing(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["ads", "stocks", "audit", "pages", "planning"]
     assert "audit" in run(tmp_path, "demo", "--list").stdout
     assert "must be one of ads, stocks" in fault(tmp_path, "demo", "shares", code=2)
-    assert "leave --path out" in fault(tmp_path, "demo", "ads", "--path", str(tmp_path), code=2)
+    assert "omit --path" in fault(tmp_path, "demo", "ads", "--path", str(tmp_path), code=2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

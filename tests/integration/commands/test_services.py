@@ -52,7 +52,7 @@ def test_a_user_without_a_name_is_told_that_postgresql_needs_one(
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     monkeypatch.setattr(pwd, "getpwuid", nobody_known)
-    with pytest.raises(NotStarted, match=r"has no name here.* add it to /etc/passwd, or name a database"):
+    with pytest.raises(NotStarted, match=r"has no name, .* add it to /etc/passwd, or set DATABASE_URL"):
         Server(tmp_path).start()
 
 

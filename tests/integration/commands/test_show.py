@@ -187,11 +187,11 @@ def test_several_jobs_are_watched_a_line_each(call: Call, conn: Conn) -> None:
     assert code == 1
     assert f"{first} first completed 100 %" in out
     assert f"{second} second running 25.0 % of 4" in out
-    again = f"jobs {first} {second} go on; `callboard watch {first} {second}` follows them again"
+    again = f"jobs {first} {second} continue; `callboard watch {first} {second}` follows them again"
     assert err == f"callboard: after 0.6 s {again}\n"
     assert call("watch", "--timeout", "0")[2] == f"callboard: after 0 s {again}\n".replace(
-        f"jobs {first} {second} go on; `callboard watch {first} {second}` follows them",
-        f"job {second} goes on; `callboard watch {second}` follows it",
+        f"jobs {first} {second} continue; `callboard watch {first} {second}` follows them",
+        f"job {second} continues; `callboard watch {second}` follows it",
     )
 
 
@@ -210,7 +210,7 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_job_goes_on(database_url: st
     _, err = watch.communicate(timeout=300)
     assert watch.returncode == 1
     assert err == (
-        f"callboard: job {job} goes on; `callboard watch {job}` follows it again, and so does http://127.0.0.1:8000/jobs/{job}\n"
+        f"callboard: job {job} continues; `callboard watch {job}` follows it again; see also http://127.0.0.1:8000/jobs/{job}\n"
     )
 
 

@@ -144,7 +144,7 @@ def test_skip_bad_leaves_bad_lines_out_and_names_them(env: Env, tmp_path: Path) 
     lines = b'"a"\n' + b"bad\n" * 12 + b'"b"\n'
     done = run(tmp_path, "submit", ACTOR, "--skip-bad", env=env, given=lines)
     assert arguments_of(env, int(done.stdout)) == [(["a"], {}), (["b"], {})]
-    assert "left out 12 bad lines: line 2: " in done.stderr
+    assert "skipped 12 bad lines: line 2: " in done.stderr
     assert done.stderr.endswith(" and 2 more\n")
 
 

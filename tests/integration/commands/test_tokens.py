@@ -102,7 +102,7 @@ def test_a_revoked_token_lets_nobody_in(call: Call, conn: Conn) -> None:
         (["create", "--tenant", ""], 2, "tenant must not be empty"),
         (["create", "x" * 201], 2, "name must be a text of at most 200 characters"),
         (["create", "--job", "5"], 1, "there is no job 5"),
-        (["create", "--job", "5", "--scope", "read"], 2, "leave out --scope"),
+        (["create", "--job", "5", "--scope", "read"], 2, "omit --scope"),
         (["revoke", "x"], 2, "valid integer"),
         (["revoke"], 2, "TOKEN"),
     ],

@@ -73,7 +73,7 @@ def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
         os.kill(children(up.pid, "serve")[0], signal.SIGKILL)
         assert wait_until(lambda: answers(tmp_path, "healthz"), 300)
         for name in ("worker 1", "the web app"):
-            assert wait_until(lambda said=f"{name} ended by itself": said in up.log.read_text(), 300)  # type: ignore[misc]
+            assert wait_until(lambda said=f"{name} ended unexpectedly": said in up.log.read_text(), 300)  # type: ignore[misc]
         os.kill(up.pid, signal.SIGKILL)
         assert wait_until(lambda: not left(tmp_path), 300), left(tmp_path)
     # On the same broker: until their heartbeats lapse, the killed workers keep those of another one out.
@@ -144,7 +144,7 @@ def test_an_up_that_cannot_start_is_an_error_of_one_line(
 
 def test_a_child_that_ends_without_a_word_is_said_to_have_said_nothing(tmp_path: Path) -> None:
     child = Child("the child", tmp_path / "log", "ready", "keyword").start()
-    with pytest.raises(NotStarted, match=r"^the child did not start: it said nothing \(its log: "):
+    with pytest.raises(NotStarted, match=r"^the child did not start: its log is empty \(its log: "):
         child.wait()
 
 

@@ -216,7 +216,7 @@ def test_a_stream_ends_when_the_login_does_not_let_its_watcher_in_any_more(
             let_in.clear()
             *_, last = parsed(lines)
         assert (last.name, last.data["status"], last.data["code"]) == ("problem", 401, "no_login")
-        assert "this login is over" in last.data["detail"]
+        assert "this login is no longer valid" in last.data["detail"]
         assert refused == 1
         assert httpx.get(path).status_code == 401
 

@@ -88,7 +88,7 @@ def test_a_queue_of_nobody_is_not_touched(http: httpx.Client, capsys: pytest.Cap
         assert (answer.status_code, "'somebody'" in answer.json()["detail"]) == (404, True)
     assert http.post("/api/v1/queues/default/put-back", json={"limit": 0}).status_code == 422
     assert main(["put-back", "somebody"]) == 1
-    assert "there are default" in capsys.readouterr().err
+    assert "known are default" in capsys.readouterr().err
 
 
 def test_without_rabbitmq_the_rows_are_shown_and_why(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

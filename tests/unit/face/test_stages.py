@@ -141,7 +141,7 @@ def test_a_function_that_no_worker_could_import_is_refused(given: Any, says: str
     ("stages", "says"),
     [
         ([], "a list of at least one callboard.Stage"),
-        (["work"], "a list of callboard.Stage"),
+        (["work"], "a list of at least one callboard.Stage"),
         ([Stage("work")], "the first stage must have items"),
         ([Stage("work", items=[], make=make)], "the first stage must have items, and no make"),
         ([Stage("work", items=[]), Stage("play", items=[])], "only the first stage may have items; those of 'play'"),

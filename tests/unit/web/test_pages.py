@@ -84,7 +84,7 @@ def test_a_cancel_says_what_does_not_start_and_what_does_not_come() -> None:
     assert words.consequence_of_cancel(sealed, 2) == two
     assert words.consequence_of_cancel(JOB | {"standing": True}, 2) == two
     assert words.consequence_of_cancel(JOB, 0) == f"{none} It takes no more items."
-    assert words.consequence_of_cancel(stages, 2) == f"{two} Stages that are not made yet will not be."
+    assert words.consequence_of_cancel(stages, 2) == f"{two} Further stages will not be made."
 
 
 def test_a_job_that_does_not_move_has_no_pace() -> None:

@@ -87,7 +87,7 @@ def test_what_divides_the_columns_is_read_off_the_header(sign: str, tmp_path: Pa
     [
         (gzip.compress(b"path\na\n", mtime=0), "submit what `zcat` writes"),
         (b"PK\x03\x04\x14\x00", "a spreadsheet or a ZIP archive"),
-        (b"path\ra\rb\r", "end with CR alone"),
+        (b"path\ra\rb\r", "end with CR only"),
     ],
 )
 def test_a_file_that_is_no_text_of_lines_is_refused(content: bytes, said: str, tmp_path: Path) -> None:

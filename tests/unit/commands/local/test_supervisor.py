@@ -59,9 +59,9 @@ def test_pause_grows_while_it_cannot_be_started(capsys: pytest.CaptureFixture[st
     assert pauses == sorted(pauses)
     assert pauses[-1] == pytest.approx(LONGEST_PAUSE_SECONDS, abs=2 * CHECK_SECONDS)
     lines = capsys.readouterr().err.splitlines()
-    ended = "callboard: service ended by itself (its log: service.log)"
-    assert lines[0] == f"{ended}; it is started again in 0.5 s"
-    assert lines[1] == "callboard: it can't; it is started again in 1 s"
+    ended = "callboard: service ended unexpectedly (its log: service.log)"
+    assert lines[0] == f"{ended}; restarting it in 0.5 s"
+    assert lines[1] == "callboard: it can't; restarting it in 1 s"
 
 
 def test_pause_is_short_again_after_it_ran_for_long() -> None:
