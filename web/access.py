@@ -36,14 +36,14 @@ EVERYONE, NOBODY = Identity("everyone", scopes=SCOPES), Identity("nobody", scope
 
 #: Keys of the request's scope: the identity of the sender, the function that finds it, the headers of the answer.
 IDENTITY, ADMIT, ADDED = "callboard.identity", "callboard.admit", "callboard.headers"
-MISTAKEN = "the login of this app returned a value of a wrong type; the server's log says what to return"
+WRONG_LOGIN_TYPE = "the login of this app returned a value of a wrong type; the server's log says what to return"
 NO_LOGIN = "this needs valid credentials for this app"
 UNKNOWN_SENDER = (
     "this needs a valid token: send the header `Authorization: Bearer cb_…`. A refused token is "
     "mistyped, revoked or expired; `callboard token create` makes another"
 )
 UNKNOWN_SHARE = "the token in this address is mistyped, revoked or expired; ask for another one"
-NOT_ANY_MORE = "this login is no longer valid: it was revoked, changed, or has expired"
+LOGIN_ENDED = "this login is no longer valid: it was revoked, changed, or has expired"
 
 #: Methods that change nothing.
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -83,7 +83,7 @@ class AccessControl:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        share = _take_share_token(scope)
+        share = _pop_share_token(scope)
         scope[ADDED] = self._added(scope, share)
         answer = self._refusal(scope) or await self._ask(Request(scope, receive), share) or self.app
         # An answer of the other app's login has that app's headers.
@@ -205,7 +205,7 @@ async def _admission(authenticate: Authenticate, request: Request) -> Admission:
         "sender, None to refuse it, or a Response to answer with",
         type(found).__qualname__,
     )
-    return Problem(500, MISTAKEN)
+    return Problem(500, WRONG_LOGIN_TYPE)
 
 
 async def broken(request: Request, _error: Exception) -> Problem:
@@ -218,7 +218,7 @@ def _is_open(request: Request) -> bool:
     return path in OPEN or path.startswith("/static/")
 
 
-def _take_share_token(scope: Scope) -> str | None:
+def _pop_share_token(scope: Scope) -> str | None:
     """Remove the share token from the query of the request and return it; None if there is none."""
     parts = scope.get("query_string", b"").split(b"&")
     given = [part for part in parts if part.startswith(b"token=")]

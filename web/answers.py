@@ -393,10 +393,10 @@ class MadeToken(Token):
     token: str
 
 
-def _page(name: str, said: str, **rows: Any) -> type[msgspec.Struct]:
+def _page(name: str, about: str, **rows: Any) -> type[msgspec.Struct]:
     """Return the type of one page of a list: its rows, and the start of the next page."""
     fields = [*rows.items(), ("next", Cursor)]
-    return msgspec.defstruct(name, fields, bases=(Answer,), namespace={"__doc__": said}, kw_only=True)
+    return msgspec.defstruct(name, fields, bases=(Answer,), namespace={"__doc__": about}, kw_only=True)
 
 
 Jobs = _page("Jobs", "A page of jobs.", jobs=list[Job])

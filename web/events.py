@@ -58,7 +58,7 @@ def _event(name: str, data: bytes, tag: str = "") -> bytes:
 #: The event of a stream without news.
 ALIVE = _event("alive", b"{}")
 #: The last event for a watcher whose login is no longer valid.
-NOT_ANY_MORE = _event("problem", bytes(Problem(401, access.NOT_ANY_MORE).body))
+LOGIN_ENDED = _event("problem", bytes(Problem(401, access.LOGIN_ENDED).body))
 
 
 class Topic:
@@ -201,7 +201,7 @@ class Events:
                     asked_at = time.monotonic()
                     with suppress(psycopg.OperationalError):  # the login may use a database, too
                         if not await access.is_still_admitted(request):
-                            yield NOT_ANY_MORE
+                            yield LOGIN_ENDED
                             return
         finally:
             topic.watchers.discard(news)

@@ -24,13 +24,13 @@ _log_outage = OutageLog(logging.getLogger("callboard.web"), "the broker does not
 BROKER_SECONDS = 4.0
 
 OK = "ok"
-UNASKED = "not checked, because AMQP_URL is not set"
+NOT_CHECKED = "not checked, because AMQP_URL is not set"
 CLOSED = (
     "no node of AMQP_URL accepts this app: check that RabbitMQ runs, and the address and the login in AMQP_URL; the "
     "app's log says why"
 )
 #: The running check of the broker, by event loop.
-_asked: dict[asyncio.AbstractEventLoop, asyncio.Task[str]] = {}
+_checks: dict[asyncio.AbstractEventLoop, asyncio.Task[str]] = {}
 
 
 async def healthz(_request: Request) -> Json:
@@ -42,7 +42,7 @@ async def readyz(request: Request) -> Json:
     """GET /readyz: the database answers and its schema fits this code; a node of AMQP_URL accepts a connection."""
     database, broker = await asyncio.gather(_database(request), _broker())
     checks = {"database": database, "broker": broker}
-    failed = [f"{name}: {what}" for name, what in checks.items() if what not in (OK, UNASKED)]
+    failed = [f"{name}: {what}" for name, what in checks.items() if what not in (OK, NOT_CHECKED)]
     if failed:
         return Problem(503, "; ".join(failed), checks=checks)
     return Json({"status": "ready", "checks": checks})
@@ -62,26 +62,26 @@ async def _database(request: Request) -> str:
 
 async def _broker() -> str:
     """Check the broker, or wait for the check that already runs. A check takes a thread, and any number of probes
-    without a login must not take all threads. Return OK, UNASKED, or why it is not ready.
+    without a login must not take all threads. Return OK, NOT_CHECKED, or why it is not ready.
     """
     loop = asyncio.get_running_loop()
-    asked = _asked.get(loop)
+    asked = _checks.get(loop)
     if asked is None:
-        asked = _asked[loop] = loop.create_task(_ask_broker())
-        asked.add_done_callback(lambda _: _asked.pop(loop))
+        asked = _checks[loop] = loop.create_task(_check_broker())
+        asked.add_done_callback(lambda _: _checks.pop(loop))
     with suppress(TimeoutError):
         async with asyncio.timeout(BROKER_SECONDS):
             return await asyncio.shield(asked)
     return CLOSED
 
 
-async def _ask_broker() -> str:
+async def _check_broker() -> str:
     try:
         urls = settings.AMQP_URL.get()
     except NotConfigured as error:
         return str(error)
     if not urls:
-        return UNASKED
+        return NOT_CHECKED
     if any(await asyncio.gather(*(run_in_threadpool(_answers, url) for url in urls.split(";")))):
         return OK
     return CLOSED

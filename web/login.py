@@ -27,9 +27,9 @@ SECRET_CHARACTERS, NEXT_CHARACTERS = 100, 1_000
 #: The kinds of token that are accepted in the header, in the cookie, and in the query.
 HEADER, COOKIE, QUERY = ("api", "share"), ("session",), ("share",)
 
-SPENT = "This link was already used, or has expired. Ask for another one."
-UNKNOWN = "This token is not valid: it is mistyped, revoked or expired."
-OVER = "The login of this browser was revoked, or has expired."
+LINK_USED = "This link was already used, or has expired. Ask for another one."
+NOT_VALID = "This token is not valid: it is mistyped, revoked or expired."
+SESSION_ENDED = "The login of this browser was revoked, or has expired."
 
 
 class TokenLogin:
@@ -118,11 +118,11 @@ async def login(request: Request) -> Response:
     link, secret, wanted = given.get("link", ""), given.get("token", "").strip(), given.get("next", "")
     if request.method != "POST" and await own.find(request.cookies.get(cookie(request), ""), COOKIE):
         return _to_page(wanted)
-    if request.method != "POST" and not (link and _is_opened_by_hand(request)):
+    if request.method != "POST" and not (link and _is_opened_by_person(request)):
         return _page(wanted, link=link, over=cookie(request) in request.cookies)
     opened = await request.app.state.database.write(lambda conn: tokens.log_in(conn, link or secret))
     if opened is None:
-        return _page(wanted, wrong=SPENT if link else UNKNOWN)
+        return _page(wanted, wrong=LINK_USED if link else NOT_VALID)
     session, seconds = opened
     answer = _to_page(wanted)
     answer.set_cookie(
@@ -147,7 +147,7 @@ async def logout(request: Request) -> Response:
     return answer
 
 
-def _is_opened_by_hand(request: Request) -> bool:
+def _is_opened_by_person(request: Request) -> bool:
     """Return whether a person opened this address, not a link preview, a prefetching browser or another site's page.
     These get a page with a button, so that they do not use up the link.
     """
@@ -162,8 +162,8 @@ def _to_page(wanted: str) -> Response:
 
 
 def _page(wanted: str, *, link: str = "", wrong: str = "", over: bool = False) -> Response:
-    said = wrong or (OVER if over else "")
-    text = JINJA.get_template("login.html").render(next=wanted[:NEXT_CHARACTERS], link=link, wrong=said)
+    error = wrong or (SESSION_ENDED if over else "")
+    text = JINJA.get_template("login.html").render(next=wanted[:NEXT_CHARACTERS], link=link, wrong=error)
     return HTMLResponse(text, 401 if wrong else 200, {"WWW-Authenticate": "Bearer"} if wrong else None)
 
 

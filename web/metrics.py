@@ -41,7 +41,8 @@ class DatabaseMetrics(Collector):
         )
         still = GaugeMetricFamily("callboard_items_open", "Items that have not ended.", labels=[*names, "state"])
         counters = {
-            name: CounterMetricFamily(f"callboard_item_{name}", said, labels=names) for name, said in COUNTERS.items()
+            name: CounterMetricFamily(f"callboard_item_{name}", help_text, labels=names)
+            for name, help_text in COUNTERS.items()
         }
         for row in self.items:
             labels = [row["actor"], row["queue"]]
@@ -55,8 +56,8 @@ class DatabaseMetrics(Collector):
         for state in JOB_STATES:
             jobs.add_metric([state], (self.facts["jobs"] or {}).get(state, 0))
         yield from (jobs, still, ended, *counters.values())
-        for field, (name, said) in FACTS.items():
-            yield GaugeMetricFamily(f"callboard_{name}", said, value=self.facts[field] or 0.0)
+        for field, (name, help_text) in FACTS.items():
+            yield GaugeMetricFamily(f"callboard_{name}", help_text, value=self.facts[field] or 0.0)
         yield GaugeMetricFamily(
             "callboard_watchers", "Streams of events that this web process serves.", value=self.watchers
         )

@@ -155,8 +155,10 @@ def _checked_stages(call: Call[Any, Any], given: NewJob) -> tuple[str, list[NewS
     if found[0].make is not None or any(stage.items is not None for stage in later):
         raise wrong("stages", "must have items in the first stage only, and no make in it")
     if any(stage.make is not None for stage in later) and ("admin" not in call.who.scopes or call.tenant is not None):
-        said = "make names code that workers of all tenants run: this needs the scope admin and a login for all tenants"
-        raise Refused(403, said, code="scope")
+        detail = (
+            "make names code that workers of all tenants run: this needs the scope admin and a login for all tenants"
+        )
+        raise Refused(403, detail, code="scope")
     return given.name, found
 
 

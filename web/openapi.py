@@ -133,11 +133,11 @@ def _query_parameters(schema: Schema) -> list[Schema]:
     """Return the fields of a query. OpenAPI can't express a field with many entries, such as `metadata.x`."""
     found = []
     for name, field in schema.get("properties", {}).items():
-        said = {key: value for key, value in field.items() if key != "description"}
-        plain = [one for one in said.get("anyOf", [said]) if one.get("type") != "null"]
+        rule = {key: value for key, value in field.items() if key != "description"}
+        plain = [one for one in rule.get("anyOf", [rule]) if one.get("type") != "null"]
         if any(one.get("type") == "object" for one in plain):
             continue
-        default = {"default": said["default"]} if said.get("default") is not None else {}
+        default = {"default": rule["default"]} if rule.get("default") is not None else {}
         one: Schema = {"name": name, "in": "query", "schema": {**plain[0], **default}}
         if "description" in field:
             one["description"] = field["description"]
@@ -166,7 +166,9 @@ def _responses(one: Endpoint) -> Schema:
     if EVENTS in content:
         done["204"] = {"description": "The job has ended, and the client has its last event, by `Last-Event-ID`."}
     problem = {"application/problem+json": {"schema": _reference(Problem)}}
-    return done | {str(status): {"description": said, "content": problem} for status, said in sorted(problems.items())}
+    return done | {
+        str(status): {"description": meaning, "content": problem} for status, meaning in sorted(problems.items())
+    }
 
 
 def _answers(one: Endpoint) -> Schema:

@@ -196,29 +196,29 @@ def path_number(request: Request, name: str, most: int, noun: str) -> int:
 
 def wrong(name: str, why: str) -> Refused:
     """Return the error for an invalid parameter."""
-    said = f"{name[:40]} {why}"
-    return Refused(400, said, code="parameter", errors=[{"pointer": f"#/{name[:40]}", "detail": why}])
+    text = f"{name[:40]} {why}"
+    return Refused(400, text, code="parameter", errors=[{"pointer": f"#/{name[:40]}", "detail": why}])
 
 
 def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> Refused:
     """Return the error that names the invalid part and its allowed values. `kind`: the expected type."""
-    said, _, where = str(error).partition(" - at `$")
+    text, _, where = str(error).partition(" - at `$")
     place = where.rstrip("`").lstrip(".")
     rule = _rule(kind, place)
     if code == "parameter":
         place = place.partition("[")[0]  # of a repeated parameter
-    unknown = re.search(r"unknown field `(.*)`", said)
+    unknown = re.search(r"unknown field `(.*)`", text)
     if unknown:
         names = ", ".join(kind.__struct_fields__) if not place else "other fields"
-        said, place = f"is unknown; known are {names}", ".".join(filter(None, (place, unknown[1])))
+        text, place = f"is unknown; known are {names}", ".".join(filter(None, (place, unknown[1])))
     elif rule:
-        said = f"must be {rule}"
+        text = f"must be {rule}"
     else:
         for its_words, words in PLAIN:
-            said = said.replace(its_words, words)
+            text = text.replace(its_words, words)
     pointer = "#/" + re.sub(r"\[(\w+)\]", r".\1", place).replace(".", "/")
-    detail = f"{place or 'the body'} {said}"
-    return Refused(status, detail, code=code, errors=[{"pointer": pointer, "detail": said}])
+    detail = f"{place or 'the body'} {text}"
+    return Refused(status, detail, code=code, errors=[{"pointer": pointer, "detail": text}])
 
 
 def _rule(kind: type[msgspec.Struct], place: str) -> str | None:

@@ -80,8 +80,15 @@ class Problem(Json):
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
         title, code = responses.get(status, ""), CODES.get(status, "error")
         #: The content of the document.
-        self.said = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
-        super().__init__(self.said, status, headers)
+        self.document = {
+            "type": "about:blank",
+            "title": title,
+            "status": status,
+            "code": code,
+            "detail": detail,
+            **more,
+        }
+        super().__init__(self.document, status, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

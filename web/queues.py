@@ -78,5 +78,5 @@ def _described(
 ) -> dict[str, Any]:
     job, position = item or (None, None)
     error = errors.get(item) if item else None
-    said = error and f"{error['type'] or error['kind']}: {error['message']}"
-    return {**letter, "job": job, "item": position, "error": said}
+    text = error and f"{error['type'] or error['kind']}: {error['message']}"
+    return {**letter, "job": job, "item": position, "error": text}

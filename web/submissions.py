@@ -191,12 +191,12 @@ def _store(call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, A
     new = new_job.make(call, submitter.process.write, given, key)
     made = new.submitted
     if made.elsewhere:
-        said = f"job {new.job} with this key is being submitted: retry when that submission has ended"
-        raise HTTPException(409, said, {"Retry-After": RETRY_SECONDS})
+        busy = f"job {new.job} with this key is being submitted: retry when that submission has ended"
+        raise HTTPException(409, busy, {"Retry-After": RETRY_SECONDS})
     left_out: list[tuple[int, str]] = []
     rows = _encoded(items, given.item_key, new.signature, noun, left_out, lane=new.lane, skip_bad=given.skip_bad)
     submission = submissions.Submission(
-        submitter.process.write, submitter.lease, _nobody_publishes, made, key, keyed=given.item_key is not None,
+        submitter.process.write, submitter.lease, _publish_nothing, made, key, keyed=given.item_key is not None,
         open=given.open,
     )  # fmt: skip
     if not submission.store(rows):
@@ -206,7 +206,7 @@ def _store(call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, A
     return new.job, 201
 
 
-def _nobody_publishes(_job: int) -> None:
+def _publish_nothing(_job: int) -> None:
     """Publish nothing: the web app has no broker, so workers publish the job."""
 
 
@@ -238,10 +238,10 @@ def _key(request: Request, key: str | None) -> str | None:
     header = request.headers.get("idempotency-key")
     if header is None:
         return key
-    said = header.removeprefix('"').removesuffix('"')
-    if not said or key not in (None, said):
+    given = header.removeprefix('"').removesuffix('"')
+    if not given or key not in (None, given):
         raise wrong("key", "must be a text, and the same in the body and in the header Idempotency-Key")
-    return said
+    return given
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Submitter:
             raise HTTPException(503, BUSY, {"Retry-After": "1"})
         self._reading.append(tenant)
         try:
-            source = AsyncSource(_while_it_goes_on(parts))
+            source = AsyncSource(_with_idle_limit(parts))
             body = cast("BinaryIO", io.BufferedReader(_Parts(iter(source))))
             return await source.read_by(self.run(partial(work, body)))
         finally:
@@ -83,7 +83,7 @@ class Submitter:
             opened.pop(name, None)
 
 
-async def _while_it_goes_on(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _with_idle_limit(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     while True:
         try:
             async with asyncio.timeout(IDLE_SECONDS):
@@ -93,8 +93,8 @@ async def _while_it_goes_on(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]
         except ClientDisconnect:
             raise ClientDisconnect("its sender disconnected") from None  # the text becomes the reason of the job
         except TimeoutError:
-            said = f"no data arrived for {IDLE_SECONDS:.0f} s, so the submission was stopped"
-            raise Refused(408, said, code="slow") from None
+            detail = f"no data arrived for {IDLE_SECONDS:.0f} s, so the submission was stopped"
+            raise Refused(408, detail, code="slow") from None
         yield part
 
 

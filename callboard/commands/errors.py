@@ -55,8 +55,8 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911, C901 — a return
         return f"can't {what}: {error.strerror}"
     if isinstance(error, PoolTimeout):
         return f"no connection to the database: {first_line(error)}; {connect_advice(error)}"
-    if isinstance(error, psycopg.Error) and (said := refusal(error)):
-        return said
+    if isinstance(error, psycopg.Error) and (text := refusal(error)):
+        return text
     if isinstance(error, psycopg.OperationalError):
         lost = is_connection_lost(error)
         what = "the connection to the database was lost" if lost else "the database refused this"

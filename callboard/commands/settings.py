@@ -11,8 +11,8 @@ MASK = "***"
 def described() -> list[dict[str, Any]]:
     """Return each setting with its value, secrets masked; at the end the unknown variables named CALLBOARD_…."""
     # The value of an unknown variable may be a secret.
-    strange = [_row(name, MASK, "", "not a setting of Callboard: misspelt?") for name in unknown()]
-    return [*(_row(one.name, _shown(one), one.default, one.meaning) for one in SETTINGS), *strange]
+    unknown_rows = [_row(name, MASK, "", "not a setting of Callboard: misspelt?") for name in unknown()]
+    return [*(_row(one.name, _shown(one), one.default, one.meaning) for one in SETTINGS), *unknown_rows]
 
 
 def masked(value: str) -> str:

@@ -49,7 +49,7 @@ def test_a_browser_logs_in_and_out(
         expect(page.get_by_text("bert", exact=True)).to_be_visible()
         page.get_by_role("button", name="Log out").click()
         page.goto(f"{address}{prefix}/login?link={link}")
-        expect(page.get_by_role("alert")).to_contain_text("used already")
+        expect(page.get_by_role("alert")).to_contain_text("already used")
 
         page.goto(f"{address}{prefix}/jobs/{job}")
         expect(page.get_by_role("alert")).to_have_count(0)

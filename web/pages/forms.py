@@ -46,7 +46,7 @@ def form(act: Callable[[Call[Any, Any]], Awaitable[object]]) -> Callable[[Call[A
 async def confirm_cancel(call: Call[Parts, NoBody]) -> Response:
     """Ask for confirmation before a job is cancelled."""
     job = await call.find_job(call.job)
-    left = await _concerned(call, actions.cancel)
+    left = await _count_affected(call, actions.cancel)
     return _confirm(
         call, f"Cancel {job['name']}?",
         consequence=words.consequence_of_cancel(job, left),
@@ -57,7 +57,7 @@ async def confirm_cancel(call: Call[Parts, NoBody]) -> Response:
 async def confirm_delete(call: Call[Parts, NoBody]) -> Response:
     """Ask for confirmation before a job is deleted."""
     job = await call.find_job(call.job)
-    items = await _concerned(call, actions.delete)
+    items = await _count_affected(call, actions.delete)
     return _confirm(
         call, f"Delete {job['name']}?",
         consequence=f"Its {words.count(items, 'item')}, with results, errors and history, will be lost.",
@@ -99,7 +99,7 @@ async def recount(call: Call[Any, Any]) -> Response:
     return render(call.request, "recount.html", {"found": found, "job": await call.find_job(call.job)})
 
 
-async def _concerned(call: Call[Any, Any], act: Callable[[Call[Any, Any]], Awaitable[Any]]) -> int:
+async def _count_affected(call: Call[Any, Any], act: Callable[[Call[Any, Any]], Awaitable[Any]]) -> int:
     """Return how many items an action would change. Raises HTTPException if it is not possible."""
     found = await act(replace(call, query=DryRun(dry_run=True)))
     return int(found["items"])

@@ -66,7 +66,7 @@ def _wants_page(request: Request) -> bool:
 def _problem_page(request: Request, at: str, problem: Problem) -> HTMLResponse:
     # A browser reloads the page when the database is back; a form must not be sent twice.
     passes = "retry-after" in problem.headers and request.method == "GET"
-    shown = {"problem": problem.said, "passes": passes, "root": at}
+    shown = {"problem": problem.document, "passes": passes, "root": at}
     page = render(request, "problem.html", shown, status=problem.status_code)
     for name, value in problem.headers.items():
         page.headers.setdefault(name, value)

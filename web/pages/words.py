@@ -41,7 +41,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else amount(value)
 
 
-def begun(detail: str) -> str:
+def as_sentence(detail: str) -> str:
     """Return the detail of a problem as a full sentence."""
     return detail[:1].upper() + detail[1:]
 
@@ -86,7 +86,7 @@ def took(job: Job) -> str:
     return between(job["started_at"], job["finished_at"]) if job["started_at"] and is_over(job) else ""
 
 
-def far(job: Job) -> str:
+def progress_text(job: Job) -> str:
     """Return the progress of a job in percent and in items."""
     return f"{percent(job['progress'])}, {number(done(job))} of {count(job['total'], 'item')}"
 

@@ -40,9 +40,9 @@ def follow(numbers: Sequence[int], *, quiet: bool = False, timeout: float | None
                 show(None, None)
                 _pause(end)
     except TimeoutError:
-        raise CommandError(f"after {timeout:g} s {_still(numbers)}") from None
+        raise CommandError(f"after {timeout:g} s {_continuing(numbers)}") from None
     except KeyboardInterrupt:
-        raise CommandError(_still(numbers)) from None
+        raise CommandError(_continuing(numbers)) from None
 
 
 def exit_code(jobs: Sequence[Job]) -> int:
@@ -93,14 +93,14 @@ def _pause(end: float | None) -> None:
     time.sleep(READ_SECONDS if end is None else max(min(READ_SECONDS, end - time.monotonic()), 0.0))
 
 
-def _still(numbers: Sequence[int]) -> str:
+def _continuing(numbers: Sequence[int]) -> str:
     """Return the text about the jobs that continue, and where to see them."""
     ids = " ".join(map(str, numbers))
-    goes = f"job {ids} continues" if len(numbers) == 1 else f"jobs {ids} continue"
+    jobs = f"job {ids} continues" if len(numbers) == 1 else f"jobs {ids} continue"
     again = f"`callboard watch {ids}` follows {'it' if len(numbers) == 1 else 'them'} again"
     page = running_here().get("web_url")
-    there = "" if page is None else f"; see also {page}{f'jobs/{ids}' if len(numbers) == 1 else ''}"
-    return f"{goes}; {again}{there}"
+    link = "" if page is None else f"; see also {page}{f'jobs/{ids}' if len(numbers) == 1 else ''}"
+    return f"{jobs}; {again}{link}"
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def _columns(text: str) -> str:
     names = [name.strip() for name in text.replace(" ", ",").split(",")]
     for name in names:
         if name not in COLUMNS:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(COLUMNS)}")
+            raise typer.BadParameter(f"{name!r} is not a column; known are {', '.join(COLUMNS)}")
     return " ".join(names)
 
 

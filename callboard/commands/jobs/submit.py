@@ -122,7 +122,7 @@ def submit(
                 input_file.check_no_array(source)
             divided_by = sign or (input_file.delimiter(source, say) if form == "csv" else ",")
             note = check(input_file.items(source, form, item_key, divided_by), signature, skip_bad=skip_bad)
-            items = good(input_file.items(source, form, item_key, divided_by), signature)
+            items = valid_items(input_file.items(source, form, item_key, divided_by), signature)
             job = callboard.submit(actor, items, **options).id
             if not as_json:
                 typer.echo(job)
@@ -142,7 +142,7 @@ def check(items: Iterator[tuple[int, Any]], signature: Signature | None, *, skip
     Raises CommandError for bad lines unless `skip_bad`.
     """
     read, count, named = 0, 0, list[BadLine]()
-    for read, item in enumerate(fitting(items, signature), start=1):  # noqa: B007 — `read` is used after the loop
+    for read, item in enumerate(checked_items(items, signature), start=1):  # noqa: B007 — `read` is used after the loop
         if isinstance(item, BadLine):
             count += 1
             named += [item][: NAMED_BAD_LINES - len(named)]
@@ -155,12 +155,12 @@ def check(items: Iterator[tuple[int, Any]], signature: Signature | None, *, skip
     return f"skipped {bad}"
 
 
-def good(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
+def valid_items(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
     """Yield the items of the file, without its bad lines."""
-    return (item for item in fitting(items, signature) if not isinstance(item, BadLine))
+    return (item for item in checked_items(items, signature) if not isinstance(item, BadLine))
 
 
-def fitting(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
+def checked_items(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
     """Yield the items, or a BadLine for an item whose arguments do not fit the actor."""
     for number, item in items:
         wrong = None

@@ -83,7 +83,7 @@ def test_jobs_are_listed_in_pages(call: Call, conn: Conn) -> None:
     assert call("jobs", "--columns", "name,pending")[1].split() == [
         "name", "pending", "newer", "0", "older", "0",
     ]  # fmt: skip
-    assert "'odd' is none of id, name" in line(call("jobs", "--columns", "odd"), 2)
+    assert "'odd' is not a column; known are id, name" in line(call("jobs", "--columns", "odd"), 2)
     code, _, err = call("jobs", "state:odd")
     assert code == 2
     assert "state:odd is no word of a search; there are state:STATE, actor:" in err

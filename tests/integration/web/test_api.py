@@ -400,7 +400,7 @@ def test_a_probe_waits_for_the_broker_no_longer_than_a_probe_may(
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             found = [await client.get("/readyz") for _ in range(2)]
             end.set()
-            await asyncio.gather(*health._asked.values())
+            await asyncio.gather(*health._checks.values())
             monkeypatch.setattr(health, "BROKER_SECONDS", 300.0)
             return [*found, await client.get("/readyz")]
 
