@@ -3,7 +3,7 @@
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
 -- ended -> completed, or failed if it exceeded its max_failures.
 -- Guard: the row still has the attempt that ended and is not final, checked under its lock (`state_before`).
--- The crashes that were charged to an item are dropped when it ends normally: it did not cause them.
+-- The crashes that were charged to an item are dropped when it ends normally: another item caused them, or the cause passed.
 -- Caller: the journal's flush; the rescue. Events are sorted by (job, item), at most one per item.
 -- Rows: the changed jobs, with their new state. An event without effect was stale or a repetition, and is not counted.
 -- Lock order: items by key (`locked_items`), then jobs by id (`counted`), then rows in `running` by key.
