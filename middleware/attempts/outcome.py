@@ -1,6 +1,7 @@
 """Decides an attempt's outcome: the new state of its item, and whether the item gets another attempt."""
 
 import json
+from datetime import date, time, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -101,16 +102,32 @@ def encode_result(result: Any, limit: int) -> str:
     True and None, and half a surrogate pair; it refuses NaN, which msgspec writes as null.
     """
     try:
-        encoded = msgspec.json.encode(result)
+        encoded = msgspec.json.encode(result, enc_hook=_plain)
     except Exception:  # noqa: BLE001 — Python's `json` decides
         encoded = _dumps(result).encode()
     else:
         if len(encoded) <= limit and b"null" in encoded:
-            encoded = _dumps(msgspec.to_builtins(result)).encode()
+            encoded = _dumps(_builtins(result)).encode()
     if len(encoded) > limit:  # checked before the text is copied: it may have gigabytes
         raise ResultNotKept(f"{len(encoded):,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)")
     return encoded.decode()
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=msgspec.to_builtins)
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=_builtins)
+
+
+def _builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands for a subclass of times, as pandas, pendulum and freezegun have: msgspec knows only the
+    classes themselves. Raises TypeError for anything else.
+    """
+    if isinstance(value, date | time) and value == value:  # noqa: PLR0124 — the NaT of pandas is not equal to itself
+        text = value.isoformat()
+        return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+    if isinstance(value, timedelta):
+        return timedelta(value.days, value.seconds, value.microseconds)
+    return msgspec.to_builtins(value)  # which raises

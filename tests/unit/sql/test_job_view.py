@@ -234,10 +234,17 @@ def test_what_is_not_strict_json_is_text(text: str) -> None:
     assert json_values.parse_strict_json(text) == (False, None)
 
 
+class Stamp(datetime):
+    """As a time of pandas, pendulum or freezegun."""
+
+
 def test_a_time_is_told_in_utc() -> None:
     local = datetime.fromisoformat("2026-11-22T13:00:00.123456+01:00")
     assert json_values.iso(local) == "2026-11-22T12:00:00.123Z"
     assert json_values.iso(local.replace(microsecond=0)) == "2026-11-22T12:00:00.000Z"
+    for microsecond in (0, 123456):
+        plain = local.replace(microsecond=microsecond)
+        assert json_values.iso(Stamp.fromisoformat(plain.isoformat())) == json_values.iso(plain)
 
 
 @pytest.mark.parametrize(

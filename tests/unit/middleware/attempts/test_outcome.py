@@ -5,7 +5,7 @@ import sys
 import tracemalloc
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,49 @@ def test_a_result_that_msgspec_knows_is_kept_also_beside_what_it_does_not_know()
     assert json.loads(decide(returned=True, result=[row, Text("a")]).result or "") == [kept, "a"]
 
 
+class Stamp(datetime):
+    """As a time of pandas, pendulum or freezegun."""
+
+
+class Day(date):
+    """As a day of pendulum."""
+
+
+class Span(timedelta):
+    """As a span of pandas."""
+
+
+EAST = timezone(timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("result", "plain"),
+    [
+        (Stamp(2027, 1, 31, 12, tzinfo=UTC), datetime(2027, 1, 31, 12, tzinfo=UTC)),
+        (Stamp(2027, 1, 31, 12, 0, 0, 5, EAST), datetime(2027, 1, 31, 12, 0, 0, 5, EAST)),
+        (Day(2027, 1, 31), date(2027, 1, 31)), (Span(days=1, seconds=2), timedelta(days=1, seconds=2)),
+    ],
+)  # fmt: skip
+def test_a_subclass_of_a_time_is_kept_as_its_class_is(result: Any, plain: Any) -> None:
+    for one, other in ((result, plain), ([None, {"a": result}], [None, {"a": plain}]), (Row(result), Row(plain))):
+        kept = decide(returned=True, result=other)
+        assert kept.unkept is None
+        assert decide(returned=True, result=one) == kept
+    beside = decide(returned=True, result=[Text("a"), Row(plain)])
+    assert decide(returned=True, result=[Text("a"), Row(result)]) == beside
+
+
+class NoTime(Stamp):
+    """As the NaT of pandas, which is a datetime."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, _: object) -> bool:
+        return False
+
+
 UNKEPT = {
+    "no time": (NoTime(1, 1, 1), "NoTime is unsupported"),
     "object": (object(), "object is unsupported"),
     "large": ("x" * 300_000, "300,002 bytes as JSON, and 262,144 are allowed (CALLBOARD_RESULT_LIMIT)"),
     "tuple key": ({(1, 2): 3}, "tuple"),
