@@ -70,6 +70,15 @@ def test_an_actor_that_is_declared_late_runs_and_no_earlier_worker_takes_its_mes
     assert callboard_worker.run(late, range(20)).results == [f"charged {n}" if n != 13 else None for n in range(20)]
 
 
+def test_join_raises_no_failure_of_an_earlier_test(callboard_worker):
+    assert callboard_worker.run(shop.charge, [-1]).status["failed"] == 1
+
+
+def test_join_raises_no_failure_of_an_earlier_test_here(callboard_worker):
+    shop.charge.send(1)
+    dramatiq.get_broker().join("default")
+
+
 def test_no_other_process_of_the_tests_has_a_worker_meanwhile(callboard_worker):
     with connect(os.environ["DATABASE_URL"]) as conn:
         assert not exclude_tests(conn)
@@ -166,7 +175,7 @@ def test_the_files_of_the_guide_pass(tmp_path: Path) -> None:
     for name in ("conftest.py", "shop.py", "test_shop.py", "scores.py", "test_scores.py"):
         (tmp_path / name).write_text(documents.files()[name])
     (tmp_path / "test_zz_late.py").write_text(LATE)
-    assert "6 passed" in run_pytest(tmp_path)
+    assert "8 passed" in run_pytest(tmp_path)
 
 
 def test_the_five_pipelines_are_tested_in_process(tmp_path: Path, empty_database_url: str) -> None:
