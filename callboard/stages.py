@@ -135,11 +135,11 @@ def path(make: Make) -> str:
     return f"{module}:{name}"
 
 
-def _first_items(stages: Sequence[Stage]) -> Iterable[Any]:
+def _first_items(stages: object) -> Iterable[Any]:
     """Return the items of the first stage. Raises ValueError for an invalid sequence of stages."""
-    if not stages or not all(isinstance(stage, Stage) for stage in stages):
+    if not (isinstance(stages, Sequence) and stages and all(isinstance(stage, Stage) for stage in stages)):
         raise ValueError("stages must be a list of at least one callboard.Stage")
-    items = stages[0].items
+    items: Iterable[Any] | None = stages[0].items
     if items is None or stages[0].make is not None:
         raise ValueError("the first stage must have items, and no make")
     submission.check_items(items)

@@ -142,6 +142,8 @@ def test_a_function_that_no_worker_could_import_is_refused(given: Any, says: str
     [
         ([], "a list of at least one callboard.Stage"),
         (["work"], "a list of at least one callboard.Stage"),
+        ((Stage(name, items=[]) for name in ["work"]), "a list of at least one callboard.Stage"),
+        (Stage("work", items=[]), "a list of at least one callboard.Stage"),
         ([Stage("work")], "the first stage must have items"),
         ([Stage("work", items=[], make=make)], "the first stage must have items, and no make"),
         ([Stage("work", items=[]), Stage("play", items=[])], "only the first stage may have items; those of 'play'"),
