@@ -27,7 +27,7 @@ from callboard.middleware.journal.running_rows import LOOK_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog, reason
-from callboard.middleware.process.process import Process
+from callboard.middleware.process.process import Process, check_not_ending
 from callboard.sql.errors import DATA_ERRORS, TRANSIENT, UserFunctionWaits, is_counter_drift, is_too_large
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Failure, JobControl, NewItem, Outgoing, Save
@@ -238,6 +238,7 @@ class Journal:
 
     def _start(self) -> None:
         if not self._alive():
+            check_not_ending()
             self._thread = threading.Thread(target=self._run, name="callboard-journal", daemon=True)
             self._thread.start()
         self._wake.notify()

@@ -1,6 +1,7 @@
 """The state that all parts of one process share: its database connections, its worker id, and whether it stops."""
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,14 @@ class Stopping(RuntimeError):
     """The process is stopping and the database does not answer."""
 
 
+def check_not_ending() -> None:
+    """Raise RuntimeError if the interpreter ends, as in a `__del__` that it calls last. A thread that starts then never
+    runs, and `Thread.start` waits for it for ever before Python 3.12, which raises RuntimeError too.
+    """
+    if sys.is_finalizing():
+        raise RuntimeError("the program has ended: send, submit and ask before that, or in a function of atexit")
+
+
 class Process:
     """The state that the parts of one process share. Any thread may use it.
 
@@ -60,6 +69,7 @@ class Process:
         """The process's connections; opened when first needed."""
         with self._lock:
             if self._pool is None:
+                check_not_ending()
                 self._pool = make_pool(self.url, size=self._connections)
             return self._pool
 

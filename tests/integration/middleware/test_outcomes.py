@@ -39,6 +39,22 @@ if __name__ == "__main__":
     child.join()
     sys.exit(child.exitcode)
 """
+#: A program that sends when Python deletes its modules.
+LAST_SENDS = """
+import sys
+import callboard
+from tests.support.pipeline_actors import noted
+
+class Buffer:
+    def __del__(self):
+        self.how(1)
+
+    def __init__(self, how):
+        one = lambda number, submit=callboard.submit, noted=noted: submit(noted, [number])
+        self.how = {"send": noted.send, "submit": one}[how]
+
+last = Buffer(sys.argv[1])
+"""
 #: A program that submits when Python ends, and sends a message when Python has closed what was made after it.
 LATE_SENDS = """
 import atexit
@@ -444,6 +460,19 @@ def test_what_a_process_sends_after_its_broker_is_closed_is_left_to_workers(pipe
     [(job, total)] = pipeline.conn.execute("SELECT id, total FROM callboard.jobs WHERE name = 'at the end' AND sealed")
     assert total == 1_000  # though no thread stores a large chunk then
     callboard.get(job).cancel()
+
+
+@pytest.mark.parametrize("how", ["send", "submit"])
+def test_what_is_sent_when_the_interpreter_ends_is_an_error_and_keeps_no_program(
+    how: str, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LAST_SENDS)
+    environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT, capture_output=True, text=True
+    )
+    assert "the program has ended: send, submit and ask before that" in done.stderr
 
 
 def test_a_child_process_of_an_actor_belongs_to_no_item_and_sends_at_once(pipeline: Pipeline) -> None:
