@@ -64,7 +64,7 @@ def serve(
 ) -> None:
     """Serve the web app and the API until Ctrl-C.
 
-    It needs a token: `callboard token create`. On loopback it prints a link that logs a browser in once.
+    Its users need a token: `callboard token create`. On loopback it prints a link that logs a browser in once.
     """
     # Imported here, because other commands start in half the time without the web app.
     import uvicorn  # noqa: PLC0415

@@ -41,8 +41,8 @@ def create(
 ) -> None:
     """Create a token and print it, only this once. `callboard token create ci --scope submit --expires 90d`.
 
-    Programs send it with each request, as `Authorization: Bearer cb_…`; people enter it on the login page. A link has
-    all scopes, unless --scope is given, and is valid for a day.
+    Programs send it with each request, as `Authorization: Bearer cb_…`; people enter it on the login page.
+    A link has all scopes, unless --scope is given, and is valid for a day.
     """
     if job is not None and (scope or tenant or link):
         raise CommandError("a token for a --job only reads that job: omit --scope, --tenant and --link", code=2)

@@ -40,17 +40,19 @@ CONCURRENCY = "Maximum number of items of the job in RabbitMQ or running, over a
 MaxFailures = Annotated[
     str | None, typer.Option(metavar="N|N%", help="Stop it when more items than this failed: 10, 5%, '5% of 1000'.")
 ]
-LANES = "Maximum number of values of that argument in RabbitMQ or running."
+LANES = "With --concurrency-by: maximum number of values in RabbitMQ or running at once."
 ConcurrencyBy = Annotated[
     str | None,
     typer.Option(metavar="FIELD=N", help="The same limit for each value of an argument: customer_id=5, or 0=5."),
 ]
-Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="Maximum starts per time: 10/s, 100/m.")]
+Rate = Annotated[
+    str | None, typer.Option(metavar="N/s|m|h", help="Maximum number of items that start per s, m or h: 10/s.")
+]
 Deadline = Annotated[
     str | None,
     typer.Option(metavar="TIME|SPAN", help="Cancel items that have not started by then: 2h, 2027-01-31T12:00:00Z."),
 ]
-Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start no item before: 90s, 5m, 2h, 1d.")]
+Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start no item for this time span: 90s, 5m, 2h, 1d.")]
 At = Annotated[str | None, typer.Option(metavar="TIME|SPAN", help="Start no item before: 5m, or 2027-01-31T12:00:00Z.")]
 Keep = Annotated[str | None, typer.Option(metavar="SPAN", help="How long it is kept after its end: 30d, or forever.")]
 
