@@ -158,6 +158,6 @@ WITH event AS (
     ORDER BY r.job_id, r.item FOR UPDATE OF r
 ), ended AS (
     DELETE FROM callboard.running AS r USING ran
-    WHERE r.job_id = ran.job_id AND r.item = ran.item AND r.worker = ran.worker
+    WHERE r.job_id = ran.job_id AND r.item = ran.item AND r.worker + 0 = ran.worker  -- by the key: many may have one worker
 )
 SELECT id, state::text, epoch, stopping IS NOT NULL, limited FROM counted

@@ -213,14 +213,15 @@ WITH chosen AS (
     WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
       AND e.pattern = r.pattern AND r.kind <> 'skipped'
 ), in_outbox AS (
-    SELECT o.item, o.in_turn, o.first FROM callboard.outbox AS o JOIN moved USING (job_id, item)
+    SELECT o.id, o.item, o.in_turn, o.first, m.attempt, m.state_before
+    FROM callboard.outbox AS o JOIN moved AS m USING (job_id, item)
     ORDER BY o.item FOR UPDATE OF o
 ), again AS (
+    -- Not joined with `moved`: `sent` runs first, so a plan for a tiny outbox would read the rows of all items for each item.
     UPDATE callboard.outbox AS o
-    SET id = DEFAULT, attempt = m.attempt, due_at = 'infinity', options = NULL, sent_ms = NULL,
-        first = false, suspect = m.state_before = 'cancelled', claimed_until = NULL, dead = false, in_turn = true
-    FROM moved AS m
-    WHERE o.job_id = m.job_id AND o.item = m.item AND (SELECT count(*) FROM in_outbox) >= 0  -- after `in_outbox`
+    SET id = DEFAULT, attempt = b.attempt, due_at = 'infinity', options = NULL, sent_ms = NULL,
+        first = false, suspect = b.state_before = 'cancelled', claimed_until = NULL, dead = false, in_turn = true
+    FROM in_outbox AS b WHERE o.id = b.id
 ), sent AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
     SELECT m.job_id, m.item, m.attempt, coalesce(m.queue, ''), 'infinity', false, m.state_before = 'cancelled', true
