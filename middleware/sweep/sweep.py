@@ -38,8 +38,8 @@ LEAP_SECONDS = timings.DEAD_AFTER_SECONDS / 2
 RENEWED_SECONDS = timings.SUBMISSION_LEASE_SECONDS / 3 + 5.0
 #: Seconds by which its clock may be set back without any consequence.
 SET_BACK_SECONDS = 1.0
-#: Seconds between two rounds.
-PERIOD_SECONDS = 2.0
+#: Seconds between two rounds, and while one has left open jobs to the next.
+PERIOD_SECONDS, MORE_SECONDS = 2.0, 1.0
 #: Seconds for which the lease of the elected process holds after a round.
 LEASE_SECONDS = 10.0
 #: Seconds between two rounds while there is nothing to sweep.
@@ -47,7 +47,7 @@ REST_SECONDS = 40.0
 #: Seconds between two samples of a job.
 SAMPLE_SECONDS = 4.0
 #: Open jobs that one round looks at; the next rounds look at the others. More would hold up the rest of a round.
-PAGE_JOBS = 400
+PAGE_JOBS = 180
 #: Seconds after which a step that writes job by job begins no further one: each may wait for a lock.
 APART_SECONDS = 2.0
 #: Seconds between two searches for lost messages.
@@ -120,7 +120,7 @@ class Sweep:
         if not lease.anything:
             return UNASKED_SECONDS
         self.round(conn)
-        return PERIOD_SECONDS
+        return MORE_SECONDS if self._page_end or self._search.more else PERIOD_SECONDS
 
     def _observe_time(self, clock: float) -> None:
         """Note since when the database answers. After a freeze of this process that is unknown, so it begins anew. At

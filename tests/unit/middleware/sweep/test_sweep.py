@@ -123,10 +123,10 @@ class Database:
         if sweeping._rescue_dead in list(self.sweep._due()):
             self.rescued.append(self.now)
 
-    def write(self, statement: Callable[[Any], None]) -> None:
+    def write(self, statement: Callable[[Any], float]) -> float:
         if not self.there:
             raise psycopg.OperationalError("gone")
-        statement(None)
+        return statement(None)
 
     def pass_time(self, seconds: float) -> None:
         """Sweep every second."""
@@ -134,6 +134,16 @@ class Database:
             self.sweep._step()
             self.now += 1
             self.clock += 1
+
+
+def test_a_round_that_leaves_open_jobs_to_the_next_is_followed_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So short rounds come to each of very many jobs as soon as long ones would."""
+    sweep = Database(monkeypatch).sweep
+    assert sweep._step() == sweeping.PERIOD_SECONDS
+    sweep._page_end = 180
+    assert sweep._step() == sweeping.MORE_SECONDS < sweeping.PERIOD_SECONDS
+    sweep._page_end, sweep._search.more = 0, True
+    assert sweep._step() == sweeping.MORE_SECONDS
 
 
 def test_a_process_that_starts_gives_workers_some_time_to_beat(monkeypatch: pytest.MonkeyPatch) -> None:
