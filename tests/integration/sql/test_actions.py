@@ -621,8 +621,8 @@ def test_the_commands_say_it(call: Call, conn: Conn) -> None:
     assert (code, err) == (0, "")
     assert out.startswith(f"{job} mixed paused ")
     assert json.loads(call("resume", job, "--json")[1])["state"] == "running"
-    assert call("retry", job, "--state", "failed", "--item", 20)[1].endswith("1 item given another attempt\n")
-    assert call("retry", job, "--state", "failed", "--state", "skipped")[1].endswith("9 items given another attempt\n")
+    assert call("retry", job, "--state", "failed", "--item", 20)[1].endswith("1 item will get another attempt\n")
+    assert call("retry", job, "--state", "failed", "--state", "skipped")[1].endswith("9 items will get another attempt\n")
     assert "is being stopped: cancelled" in call("cancel", job, "--reason", "wrong file")[1]
     listed, _ = queries.run(conn, queries.actions(job))
     assert [action["action"] for action in listed] == ["cancel", "retry", "retry", "resume", "pause"]
