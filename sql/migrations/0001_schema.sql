@@ -463,21 +463,26 @@ CREATE INDEX turns_of_tenants ON callboard.turns (tenant, priority, served_at NU
     WHERE NOT held AND NOT over AND (bulk_at < 'infinity' OR limited);
 CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 
--- Analyzes tables that have grown far beyond their statistics: one table, or all (NULL). The planner scans a table of one or
+-- Analyzes one table, or those that have grown far beyond their statistics (NULL). The planner scans a table of one or
 -- two pages sequentially, and keeps that plan for a prepared statement. When a million items are added, each flush would
 -- read them all, until autovacuum runs, up to a minute later. ANALYZE also makes every connection plan again.
 -- The threshold: a scan of a few pages is cheap; above that, growth by a factor of four rarely changes a plan, and is rare
--- enough for ten million items. It runs as the owner of the tables, because only the owner may analyze them. If another
--- session is analyzing a table, it is skipped.
+-- enough for ten million items. The size does not show rows that fill the pages of deleted ones, nor rows that autovacuum did
+-- not count because their transaction was open: the number of live rows does. A table that is taken for empty is read whole
+-- even by its index.
+-- It runs as the owner of the tables, because only the owner may analyze them. If another session is analyzing a table, it is
+-- skipped.
 CREATE FUNCTION callboard.analyze_grown(only_table regclass) RETURNS void LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$ DECLARE
     grown record;
 BEGIN
     FOR grown IN
         SELECT c.relname AS name FROM pg_class AS c
-        WHERE c.relnamespace = 'callboard'::regnamespace AND c.relkind = 'r' AND c.oid = coalesce(only_table, c.oid)
-          AND pg_has_role(c.relowner, 'USAGE')
-          AND pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
+        WHERE c.relnamespace = 'callboard'::regnamespace AND c.relkind = 'r' AND pg_has_role(c.relowner, 'USAGE')
+          AND (c.oid = only_table
+               OR only_table IS NULL
+                  AND (pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
+                       OR pg_stat_get_live_tuples(c.oid) > 4 * greatest(c.reltuples, 0) + 200))
     LOOP
         EXECUTE format('ANALYZE (SKIP_LOCKED) callboard.%I', grown.name);
     END LOOP;
@@ -515,6 +520,7 @@ CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEG
         SET bulk_at = least(t.bulk_at, excluded.bulk_at), due_at = least(t.due_at, excluded.due_at), seq = t.seq + 1,
             given_back = t.given_back + excluded.given_back;
         IF (SELECT pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
+                   OR (SELECT count(*) FROM added) > 4 * greatest(c.reltuples, 0) + 200
             FROM pg_catalog.pg_class AS c WHERE c.oid = TG_RELID)
         THEN
             PERFORM callboard.analyze_grown(TG_RELID);

@@ -622,7 +622,8 @@ def test_the_commands_say_it(call: Call, conn: Conn) -> None:
     assert out.startswith(f"{job} mixed paused ")
     assert json.loads(call("resume", job, "--json")[1])["state"] == "running"
     assert call("retry", job, "--state", "failed", "--item", 20)[1].endswith("1 item will get another attempt\n")
-    assert call("retry", job, "--state", "failed", "--state", "skipped")[1].endswith("9 items will get another attempt\n")
+    said = call("retry", job, "--state", "failed", "--state", "skipped")[1]
+    assert said.endswith("9 items will get another attempt\n")
     assert "is being stopped: cancelled" in call("cancel", job, "--reason", "wrong file")[1]
     listed, _ = queries.run(conn, queries.actions(job))
     assert [action["action"] for action in listed] == ["cancel", "retry", "retry", "resume", "pause"]

@@ -510,6 +510,54 @@ def test_the_planner_is_told_of_a_table_once_it_has_grown(conn: Conn) -> None:
     assert wait_until(lambda: conn.execute(times).fetchone() == (1,), 300)
 
 
+EMPTIED = """
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first)
+SELECT %(job)s, n, 1, 'infinity', false FROM generate_series(100000, 110000) AS n;
+DELETE FROM callboard.outbox WHERE item < 110000;
+VACUUM (ANALYZE) callboard.outbox
+"""
+FILLING = """
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first)
+SELECT %(job)s, n, 1, 'infinity', false FROM generate_series(0, 2999) AS n
+"""
+
+
+def emptied_outbox(conn: Conn) -> int:
+    """A job. The outbox has one row, at the end of many pages."""
+    conn.execute("ALTER TABLE callboard.outbox SET (autovacuum_enabled = off)")
+    job = make_job(conn, 1)
+    for statement in EMPTIED.split(";\n"):
+        conn.execute(statement.encode(), {"job": job})
+    assert rows_known(conn) == 1
+    return job
+
+
+def rows_known(conn: Conn) -> float:
+    """Rows of the outbox, as the planner estimates them."""
+    row = conn.execute("SELECT reltuples FROM pg_class WHERE oid = 'callboard.outbox'::regclass").fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+def test_the_planner_learns_of_rows_that_fill_the_pages_of_deleted_ones(conn: Conn) -> None:
+    job = emptied_outbox(conn)
+    conn.execute(FILLING, {"job": job})
+    assert rows_known(conn) == 3_001
+
+
+def test_the_planner_learns_of_rows_that_were_analyzed_before_their_commit(conn: Conn, database_url: str) -> None:
+    """The retry of very many items is a long transaction, and autovacuum counts none of its rows."""
+    job = emptied_outbox(conn)
+    with connect(database_url) as other, other.transaction():
+        other.execute("ALTER TABLE callboard.outbox DISABLE TRIGGER add_turns")
+        other.execute(FILLING, {"job": job})
+    conn.execute("UPDATE pg_class SET reltuples = 1 WHERE oid = 'callboard.outbox'::regclass")
+    live = "SELECT pg_stat_get_live_tuples('callboard.outbox'::regclass)"
+    assert wait_until(lambda: conn.execute(live).fetchone() == (3_001,), 300)
+    sweep.analyze_grown_tables(conn)
+    assert rows_known(conn) == 3_001
+
+
 def test_a_table_that_somebody_vacuums_is_not_waited_for(conn: Conn, database_url: str) -> None:
     fill(conn)
     with connect(database_url) as other, other.transaction():
