@@ -7,12 +7,13 @@
 import gc
 import inspect
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial, wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import dramatiq
 from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
@@ -305,6 +306,8 @@ class Returned(Middleware):
     ) -> None:  # fmt: skip
         """Record a success, which remains one even if a time limit interrupts a later hook."""
         attempt = attempt_of(message)
+        if attempt is not None and attempt.forked:
+            end_child(message, exception)
         if attempt is not None and attempt.hooks:
             attempt.interrupted = True
         elif attempt is not None:
@@ -315,7 +318,18 @@ class Returned(Middleware):
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Record that the actor is done: from now on messages are sent by hooks."""
         if (attempt := attempt_of(message)) is not None:
+            if attempt.forked:
+                end_child(message, None)
             attempt.hooks = True
+
+
+def end_child(message: MessageProxy, exception: BaseException | None) -> NoReturn:
+    """End a child process that an actor forked and that has left the actor, as by `sys.exit`. In it the thread would
+    go on as one of the worker: it would record the attempt and run the messages that the parent has fetched.
+    """
+    log.error("a process that %s forked has left the actor, so it ends: call os._exit in it", message)
+    code = exception.code if isinstance(exception, SystemExit) else int(exception is not None)
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def order_middleware(broker: dramatiq.Broker, tracking: Tracking) -> None:

@@ -56,6 +56,7 @@ class Attempt:
     hooks: bool = False  # the actor has returned; the hooks of the other middleware run
     interrupted: bool = False  # an interrupt stopped these hooks, so they run once more, as for a failure
     ended: bool = False
+    forked: bool = False  # this process is a child that its actor forked: the parent records the attempt
     put_off: bool = False  # its outcome waits for a lock; other outcomes are recorded before it
     retry: NewItem | None = None  # its message, which a hook sent once more
     sent: list[NewItem] = field(default_factory=list)  # sent by the actor: stored with a success or a skip only
@@ -126,5 +127,13 @@ _ending = threading.Lock()
 
 #: The attempt that this thread, or this task of an async actor, runs.
 current_attempt: ContextVar[Attempt | None] = ContextVar("callboard_attempt", default=None)
-# A child process has no current attempt: the parent would never record what the child sends or saves with the outcome.
-os.register_at_fork(after_in_child=lambda: current_attempt.set(None))
+
+
+def _forget_current() -> None:
+    """In a child process: the parent would never record what the child sends or saves with the outcome."""
+    if (attempt := current_attempt.get()) is not None:
+        attempt.forked = True
+        current_attempt.set(None)
+
+
+os.register_at_fork(after_in_child=_forget_current)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +142,21 @@ def in_a_process(number: int) -> int | None:
     child.start()
     child.join()
     return child.exitcode
+
+
+@dramatiq.actor(max_retries=0)
+def forks(how: str) -> int:
+    """Its child leaves the actor; returns the exit code of the child."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if how == "exit":
+        sys.exit(3)
+    if how == "raise":
+        raise ValueError("in a child")
+    if how == "skip":
+        raise callboard.Skip("in a child")
+    return 4711
 
 
 @dramatiq.actor(max_retries=0)

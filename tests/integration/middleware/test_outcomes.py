@@ -71,7 +71,7 @@ atexit.register(lambda: callboard.submit(elsewhere, range(1_000), name="at the e
 ACTORS = [
     "work", "noted", "slow", "stands", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
-    "opens_a_job", "gently", "says_gently", "in_threads", "in_a_process", "on_exhausted", "limited", "counts",
+    "opens_a_job", "gently", "says_gently", "in_threads", "in_a_process", "forks", "on_exhausted", "limited", "counts",
     "counts_gently", "knows", "knows_gently", "asks_to_wait", "postpones_for_long", "holds_back", "first_holds_back",
     "frozen",
 ]  # fmt: skip
@@ -473,6 +473,13 @@ def test_what_is_sent_when_the_interpreter_ends_is_an_error_and_keeps_no_program
         [sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT, capture_output=True, text=True
     )
     assert "the program has ended: send, submit and ask before that" in done.stderr
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", 3), ("raise", 1), ("skip", 0), ("return", 0)])
+def test_a_child_that_leaves_its_actor_ends_and_records_nothing(how: str, code: int, pipeline: Pipeline) -> None:
+    """Its thread would go on as one of the worker, and the parent would wait for it for ever."""
+    item = pipeline.only(pipeline.submit("forks", how))
+    assert (item["state"], item["result"]) == ("succeeded", code)
 
 
 def test_a_child_process_of_an_actor_belongs_to_no_item_and_sends_at_once(pipeline: Pipeline) -> None:
