@@ -236,7 +236,7 @@ def test_the_commands_tell_of_stages(call: Call, conn: Conn) -> None:
     assert [one["id"] for one in listed] == [parent]
     code, out, err = call("items", parent)
     assert (code, out) == (2, "")
-    assert err.endswith(f"each has its own items: list those of job {first} (fetch), {second} (sum up)\n")
+    assert err.endswith(f" has stages with their own items: list those of job {first} (fetch), {second} (sum up)\n")
     assert [one["job"] for one in json.loads(call("items", second, "--json")[1])["items"]] == [second] * 8
     assert call("errors", parent)[1].splitlines()[0].startswith("stage")
     assert "sum up" not in call("jobs")[1]
@@ -251,7 +251,7 @@ def test_the_api_tells_of_stages(http: httpx.Client, conn: Conn) -> None:
     items = http.get(f"/api/jobs/{first}/items?state=failed").json()["items"]
     assert [(one["job"], one["item"]) for one in items] == [(first, 8), (first, 9)]
     refused = http.get(f"/api/jobs/{parent}/items")
-    said = f"each has its own items: ask for those of job {first} (fetch), {second} (sum up)"
+    said = f"has stages with their own items: ask for those of job {first} (fetch), {second} (sum up)"
     assert (refused.status_code, said in refused.json()["detail"]) == (400, True)
     [error] = http.get(f"/api/jobs/{parent}/errors").json()["errors"]
     assert (error["job"], error["stage"], error["failed"]) == (first, 0, 2)

@@ -43,12 +43,12 @@ from tests.support.jobs import ARGS, BAD, NOT_NEEDED, claim_outbox, make_job, ma
 
 #: Items of a job, all of which a statement has to do with at once.
 MANY = 1_500
-#: Rows that a block of a table may have, at least.
-BLOCK_ROWS = 50
+#: Rows that a block of a table may have, at least; and blocks that are sooner read whole than searched by an index.
+BLOCK_ROWS, FEW_BLOCKS = 50, 9
 #: Rows that it may hand on or compare; all with all would be MANY² / 2, a million.
 MOST = 200 * MANY
-#: A table of up to nine blocks is sooner read whole than searched by its index, for each of the rows.
-MOST_OF_FEW = 9 * BLOCK_ROWS * MANY
+#: The same, where a table of a few blocks is read whole for each of them.
+MOST_OF_FEW = FEW_BLOCKS * BLOCK_ROWS * MANY
 ANNA = Requester("python", "anna")
 ROW_BY_ROW = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 PARAMETER = re.compile(r"%\((\w+)\)[sb]")
@@ -105,8 +105,8 @@ def rows_of(node: dict[str, Any], values: Sequence[Any]) -> int:
     """
     looked = sum(count for name, count in node.items() if name == "Actual Rows" or name.startswith("Rows Removed by"))
     if node["Node Type"] == "Seq Scan" and node["Actual Loops"] > 1:
-        blocks = node["Shared Hit Blocks"] + node["Shared Read Blocks"]
-        looked = max(looked, BLOCK_ROWS * blocks / node["Actual Loops"])
+        blocks = (node["Shared Hit Blocks"] + node["Shared Read Blocks"]) / node["Actual Loops"]
+        looked = max(looked, BLOCK_ROWS * blocks if blocks > FEW_BLOCKS else 0)
     arrays = [values[int(n) - 1] or () for n in re.findall(r"(?:ANY|ALL) \(\$(\d+)\)", node.get("Filter", ""))]
     ours: int = round(looked * node["Actual Loops"]) * (1 + sum(map(len, arrays)))
     return ours + sum(rows_of(part, values) for part in node.get("Plans", ()))
