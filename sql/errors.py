@@ -167,7 +167,9 @@ def connect_advice(error: BaseException) -> str:
     if limited := re.search('too many connections for (role|database) "(.+)"', str(error)):
         limit = f'ALTER {limited[1].upper()} "{limited[2]}" CONNECTION LIMIT'
         return f"close other connections, raise that limit by {limit}, or let PgBouncer share them"
-    if re.search("connection slots|too many|no more connections", str(error)):
+    if "max_client_conn" in str(error):
+        return "close other connections, or raise max_client_conn of PgBouncer"
+    if re.search("connection slots|too many", str(error)):
         return "close other connections, raise max_connections, or let PgBouncer share them"
     if "No space left on device" in str(error):
         return FREE_SPACE

@@ -87,11 +87,12 @@ def test_only_pools_of_others_log_that_they_cannot_connect(database_url: str, ca
     [
         "FATAL: sorry, too many clients already",
         "FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute",
-        "FATAL: no more connections allowed (max_client_conn)",
     ],
 )  # fmt: skip
 def test_what_to_do_about_a_server_without_free_connections_or_space(text: str) -> None:
     assert "max_connections" in connect_advice(psycopg.OperationalError(text))
+    pooled = connect_advice(psycopg.OperationalError("FATAL: no more connections allowed (max_client_conn)"))
+    assert pooled == "close other connections, or raise max_client_conn of PgBouncer"
     limited = connect_advice(psycopg.OperationalError('FATAL: too many connections for role "app"'))
     assert 'raise that limit by ALTER ROLE "app" CONNECTION LIMIT,' in limited
     assert connect_advice(psycopg.OperationalError("Connection refused")).startswith("start PostgreSQL")
