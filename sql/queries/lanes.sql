@@ -39,11 +39,10 @@ RETURNING counted.aside
 -- name: messages_without_lane
 -- Messages of a job that could be published in its turn and have no lane yet: retries, parked and lost messages, children.
 -- Caller: the publisher, which holds the job's claim. Rows: (outbox id, args); about `bytes` of arguments, but at least one
--- row.
+-- row. OFFSET 0: else each message may be compared with all items, if the outbox was empty when it was analyzed.
 SELECT id, args FROM (
-SELECT o.id, i.args, sum(octet_length(i.args)) OVER (ORDER BY o.id) - octet_length(i.args) AS before
-FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-WHERE o.id IN (
+SELECT due.id, i.args, sum(octet_length(i.args)) OVER (ORDER BY due.id) - octet_length(i.args) AS before
+FROM (
     (SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = %(job)s AND o.in_turn AND o.lane IS NULL LIMIT %(limit)s)
     UNION
     (SELECT o.id FROM callboard.turns AS t CROSS JOIN LATERAL (
@@ -57,7 +56,9 @@ WHERE o.id IN (
          WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until <= now()
            AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s) AS o
      WHERE t.job_id = %(job)s)
-)
+) AS due
+CROSS JOIN LATERAL (SELECT o.job_id, o.item FROM callboard.outbox AS o WHERE o.id = due.id OFFSET 0) AS o
+CROSS JOIN LATERAL (SELECT args FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0) AS i
 ) AS o
 WHERE before < %(bytes)s
 

@@ -649,8 +649,8 @@ def scene(request: pytest.FixtureRequest, postgres_url: str, template: str) -> I
 @pytest.mark.parametrize("name", TRIED)
 def test_no_statement_compares_all_with_all(name: str, scene: Scene) -> None:
     """Each way to join starts from the same rows: they are prepared once, and what a way did is rolled back."""
-    if scene.few:
-        scene.conn.execute(f"VACUUM {scene.tables}")  # what others added and rolled back has made them large
+    # What others added and rolled back has made the tables large.
+    scene.conn.execute(f"VACUUM {scene.tables}")
     with scene.conn.transaction(force_rollback=True):
         act, last = TRIED[name](scene), None
         # Of a row or two there is nothing to toss for: the planner takes what it would in any case.
