@@ -35,6 +35,9 @@ READ_ONLY = "the database can only be read"
 PRIMARY = "set DATABASE_URL to a server that takes writes, not a standby, or end its read-only mode"
 #: The error of a role that lacks a right, and what to do.
 NO_RIGHT, GIVE_RIGHT = "the database refuses this user", "give it the right, or use another user"
+#: The errors of a pooler that gives a session the prepared statements of another, what is wrong, and what to do.
+PREPARED = (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName)
+LOST_PREPARED, NO_PREPARED = "the pooler loses prepared statements", "set CALLBOARD_PREPARE=off"
 #: The error of a database whose disk is full, and what to do.
 FULL, FREE_SPACE = "the disk of the database is full", "free space on the disk of PostgreSQL"
 #: The patterns of a function's name in a line of an error's context, in any language (lc_messages). For PL/pgSQL: the

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from callboard.commands import actor_modules, output
 from callboard.commands.database import reach
-from callboard.commands.errors import CommandError, explain
+from callboard.commands.errors import REFUSED, CommandError, explain
 from callboard.commands.output import AsJson
 from callboard.middleware.ping import PING
 from callboard.middleware.rabbitmq import confirms, queue_admin
@@ -108,9 +108,7 @@ def examine(timeout: float | None) -> Iterator[Finding]:
         found, _, do = str(error).partition("; ")
         yield Finding("database", WRONG, found, do)
         yield from _broker(addresses)
-    except (
-        psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege
-    ) as error:  # fmt: skip
+    except REFUSED as error:
         found, _, do = str(explain(error)).rpartition("; ")
         yield Finding("database", WRONG, found, do)
     except SchemaError as error:

@@ -10,7 +10,10 @@ from callboard.sql.errors import (
     FREE_SPACE,
     FULL,
     GIVE_RIGHT,
+    LOST_PREPARED,
+    NO_PREPARED,
     NO_RIGHT,
+    PREPARED,
     PRIMARY,
     READ_ONLY,
     connect_advice,
@@ -26,7 +29,10 @@ REFUSALS: dict[type[Exception], tuple[str, str]] = {
     psycopg.errors.InsufficientPrivilege: (NO_RIGHT, GIVE_RIGHT),
     psycopg.errors.ReadOnlySqlTransaction: (READ_ONLY, PRIMARY),
     psycopg.errors.DiskFull: (FULL, FREE_SPACE),
+    **dict.fromkeys(PREPARED, (LOST_PREPARED, NO_PREPARED)),
 }
+#: The errors of a database that can't be reached, or refuses a valid statement: `explain` has a line for each.
+REFUSED: tuple[type[Exception], ...] = (psycopg.OperationalError, *REFUSALS)
 
 
 class CommandError(Exception):

@@ -1,14 +1,18 @@
 """What a user reads of an error."""
 
+import asyncio
+import json
 from contextlib import nullcontext
+from typing import NoReturn
 
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from callboard.commands import database
+from callboard.commands import database, doctor
 from callboard.commands.errors import explain
 from callboard.commands.main import main
+from callboard.web.problems import problem_of
 
 
 def test_a_statement_that_took_too_long_is_no_lost_connection() -> None:
@@ -21,6 +25,33 @@ def test_a_statement_that_took_too_long_is_no_lost_connection() -> None:
         "no connection to the database: couldn't get a connection after 10.00 sec: Connection refused;"
         " start PostgreSQL, or correct DATABASE_URL"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.errors.DuplicatePreparedStatement('prepared statement "_pg3_0" already exists'),
+        psycopg.errors.InvalidSqlStatementName('prepared statement "_pg3_0" does not exist'),
+    ],
+)
+def test_a_pooler_that_mixes_up_prepared_statements_is_no_bug(
+    error: psycopg.Error, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice = f"the pooler loses prepared statements: {error}; set CALLBOARD_PREPARE=off"
+    assert explain(error) == advice
+
+    def fail(_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1/none")
+    monkeypatch.setattr(doctor, "connect", lambda _: nullcontext())
+    monkeypatch.setattr(doctor, "_database", fail)
+    *_, last = doctor.examine(None)
+    assert f"{last.found}; {last.do}" == advice
+    answer = asyncio.run(problem_of(None, error))
+    assert (answer.status_code, json.loads(bytes(answer.body))["detail"].partition(": ")[2]) == (
+        503, "set CALLBOARD_PREPARE=off",
+    )  # fmt: skip
 
 
 def test_a_connection_that_is_lost_within_a_command_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
