@@ -140,7 +140,7 @@ def test_a_round_that_leaves_open_jobs_to_the_next_is_followed_sooner(monkeypatc
     """So short rounds come to each of very many jobs as soon as long ones would."""
     sweep = Database(monkeypatch).sweep
     assert sweep._step() == sweeping.PERIOD_SECONDS
-    sweep._page_end = 180
+    sweep._page_end = 150
     assert sweep._step() == sweeping.MORE_SECONDS < sweeping.PERIOD_SECONDS
     sweep._page_end, sweep._search.more = 0, True
     assert sweep._step() == sweeping.MORE_SECONDS
