@@ -41,6 +41,15 @@ AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 #: What is wrong. Of what passes axe describes one node, not all, which took a sixth of the processor time.
 VIOLATIONS = "rules => axe.run({...rules, resultTypes: ['violations']}).then(found => found.violations)"
 
+#: Counts the streams that a page has open, as `streams`.
+COUNTED = """
+window.streams = 0;
+window.EventSource = class extends EventSource {
+  constructor(url) { super(url); streams += 1; }
+  close() { super.close(); streams -= 1; }
+};
+"""
+
 
 @pytest.fixture(autouse=True)
 def no_worker_left(conn: Conn) -> Iterator[None]:
@@ -466,16 +475,38 @@ def test_a_job_on_another_site_goes_on_where_its_events_are_kept(page: Page, con
         expect(page.locator("callboard-progress")).to_contain_text("0.0 %")
 
 
-def elsewhere(address: str, job: int, token: str) -> Starlette:
+def test_more_jobs_on_a_page_of_another_site_than_a_browser_has_connections_are_all_live(
+    page: Page, conn: Conn, shared_url: str
+) -> None:
+    job = make_job(conn, 4)
+    secret, _ = tokens.create(conn, ANNA, name="a share", scopes=["read"], job=job)
+    page.add_init_script(COUNTED)
+    with served(create_app(url=shared_url)) as address, served(elsewhere(address, job, secret, times=8)) as foreign:
+        page.goto(foreign)
+        elements, frames = page.locator("callboard-progress [data-of=percent]"), page.frames[1:]
+        for done, shown in enumerate(("0.0 %", "25.0 %", "50.0 %")):
+            if done == 2:  # the tab is in the background
+                page.evaluate("Object.defineProperty(document, 'hidden', { value: true })")
+                page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+                assert page.evaluate("streams") == 0
+            if done:
+                record(conn, job, {"succeeded": [done - 1]})
+            expect(elements).to_have_text([shown] * 8, timeout=SOON)
+            for frame in frames:
+                expect(frame.locator("[data-of=percent]")).to_have_text(shown, timeout=SOON)
+
+
+def elsewhere(address: str, job: int, token: str, times: int = 1) -> Starlette:
     """An app of another origin that shows a job."""
+    shown = (
+        f'<callboard-progress job="{job}" token="{token}"></callboard-progress>'
+        f'<img src="{address}/badge/{job}.svg?token={token}">'
+        f'<iframe src="{address}/embed/{job}?token={token}"></iframe>'
+    )
 
     async def shows(_request: Request) -> Response:
-        return HTMLResponse(
-            f'<!doctype html><script type="module" src="{address}/static/callboard-progress.js"></script>'
-            f'<callboard-progress job="{job}" token="{token}"></callboard-progress>'
-            f'<img src="{address}/badge/{job}.svg?token={token}">'
-            f'<iframe src="{address}/embed/{job}?token={token}"></iframe>'
-        )
+        script = f'<script type="module" src="{address}/static/callboard-progress.js"></script>'
+        return HTMLResponse("<!doctype html>" + script + shown * times)
 
     return Starlette(routes=[Route("/", shows)])
 

@@ -7,6 +7,10 @@ const AGAIN_MS = 2000;
 const ANSWER_MS = 5000;
 // A stream sends an event at once, and then at least every 15 s; otherwise a proxy buffers it, or the connection is broken.
 const SILENT_MS = 40000;
+// A browser opens at most six connections to a server, for all of its tabs together. So further elements of a page poll, and
+// so do all of them while the tab is hidden.
+const MOST_STREAMS = 2;
+let streams = 0;
 const STATES = ["succeeded", "skipped", "cancelled", "retrying", "running", "queued", "pending", "failed"];
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
@@ -24,11 +28,21 @@ class CallboardProgress extends HTMLElement {
 
   connectedCallback() {
     if (!this.shadowRoot) this.#build();
+    document.addEventListener("visibilitychange", this.#turn);
     this.#follow();
   }
 
   disconnectedCallback() {
+    document.removeEventListener("visibilitychange", this.#turn);
+    this.#stop();
+  }
+
+  #turn = () => this.#follow();
+
+  #stop() {
+    if (this.source) streams -= 1;
     this.source?.close();
+    this.source = null;
     clearTimeout(this.timer);
   }
 
@@ -51,14 +65,16 @@ class CallboardProgress extends HTMLElement {
   }
 
   #follow() {
-    this.disconnectedCallback();
+    this.#stop();
+    if (document.hidden || streams >= MOST_STREAMS) return void this.#ask();
+    streams += 1;
     this.source = new EventSource(this.#address("/events"));
     this.source.addEventListener("job", (event) => {
       this.#hear(SILENT_MS);
       this.#show(JSON.parse(event.data));
     });
     this.source.addEventListener("alive", () => this.#hear(SILENT_MS));
-    this.source.addEventListener("end", () => this.disconnectedCallback());
+    this.source.addEventListener("end", () => this.#stop());
     this.source.onerror = () => this.#ask();
     this.#hear(ANSWER_MS);
   }
@@ -69,7 +85,7 @@ class CallboardProgress extends HTMLElement {
   }
 
   async #ask() {
-    this.disconnectedCallback();
+    this.#stop();
     let job = null, refused = false;
     try {
       const answer = await fetch(this.#address(""), { signal: AbortSignal.timeout(ANSWER_MS) });

@@ -15,6 +15,8 @@ const STREAM_AGAIN_MS = 5000;
 // A stream sends an event at once, and then at least every 15 s; otherwise a proxy buffers it, or the connection is broken.
 const SILENT_MS = 40000;
 const SILENT_AGAIN_MS = 60000;
+// A browser opens at most six connections to a server: on a page with more frames than these, the frames poll.
+const MOST_STREAMS = 2;
 const SPEAK_MS = 10000;
 // If the first request of a page is refused, for example by a proxy that passes only pages, it is refused after each reload
 // too. So reload at most this often.
@@ -110,11 +112,13 @@ async function attempt(work) {
   }
 }
 
+const mayStream = () => page?.dataset.events && performance.now() >= streamAgain && (parent === window || parent.length <= MOST_STREAMS);
+
 function start() {
   stop();
   connected(true);
   if (paused || document.hidden) return;
-  if (page?.dataset.events && performance.now() >= streamAgain) stream();
+  if (mayStream()) stream();
   else if (page?.id === "problem") wait();
   else if (page) poll();
   for (const part of document.querySelectorAll("[data-every]")) stale.add(part.id);
@@ -177,7 +181,7 @@ async function poll() {
     found.jobs ? takeJobs(found) : takeJob(found);
   });
   if (paused || document.hidden) return;
-  if (there && pause === POLL_MS && performance.now() >= streamAgain) start();
+  if (there && pause === POLL_MS && mayStream()) start();
   else if (there) timer = setTimeout(poll, pause);
   else wait();
 }
