@@ -425,6 +425,16 @@ def test_a_job_made_in_an_actor_is_a_job(number: int, pipeline: Pipeline) -> Non
     assert len(pipeline.ended(inner)) == number
 
 
+def run_program(pipeline: Pipeline, folder: Path, code: str, *arguments: str) -> str:
+    """Run a program of an app to its end, which must be a success; return what it writes to stderr."""
+    script = folder / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, env=environment, check=True, timeout=TIMEOUT, stderr=subprocess.PIPE, text=True)
+    return done.stderr
+
+
 def test_a_plain_send_is_an_item_of_the_actors_standing_job(pipeline: Pipeline) -> None:
     sent = pipeline.actor("add").send(20, 22)
     ((number, _, _),) = items_of(pipeline, sent.message_id)
@@ -439,20 +449,14 @@ def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
     how: str, pipeline: Pipeline, tmp_path: Path
 ) -> None:
     """Such a child calls no exit handler of its parent's, and the claim of its message held for eight seconds."""
-    script = tmp_path / "script.py"
-    script.write_text(CHILD_SENDS)
-    environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT)
+    run_program(pipeline, tmp_path, CHILD_SENDS, how)
     mine = "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
     assert pipeline.conn.execute(f"SELECT {mine}").rowcount == 0
 
 
 def test_what_a_process_sends_after_its_broker_is_closed_is_left_to_workers(pipeline: Pipeline, tmp_path: Path) -> None:
     """A claim of the process that ends would hold for eight seconds."""
-    script = tmp_path / "script.py"
-    script.write_text(LATE_SENDS)
-    environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script], env=environment, check=True, timeout=TIMEOUT)
+    run_program(pipeline, tmp_path, LATE_SENDS)
     waiting = "SELECT j.id, o.claimed_until FROM callboard.jobs AS j JOIN callboard.outbox AS o ON o.job_id = j.id"
     [(job, claimed_until)] = pipeline.conn.execute(f"{waiting} WHERE j.actor = 'of no worker'").fetchall()
     assert claimed_until is None
@@ -466,13 +470,8 @@ def test_what_a_process_sends_after_its_broker_is_closed_is_left_to_workers(pipe
 def test_what_is_sent_when_the_interpreter_ends_is_an_error_and_keeps_no_program(
     how: str, pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(LAST_SENDS)
-    environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT, capture_output=True, text=True
-    )
-    assert "the program has ended: send, submit and ask before that" in done.stderr
+    errors = run_program(pipeline, tmp_path, LAST_SENDS, how)
+    assert "the program has ended: send, submit and ask before that" in errors
 
 
 @pytest.mark.parametrize(("how", "code"), [("exit", 3), ("raise", 1), ("skip", 0), ("return", 0)])
