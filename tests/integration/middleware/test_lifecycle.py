@@ -113,8 +113,11 @@ def test_a_worker_that_a_restored_database_does_not_know_registers_again(restore
             here = (socket.gethostname(),)
             assert wait_until(lambda: "late" in (conn.execute(query, here).fetchone() or ((),) * 4)[3], TIMEOUT)
             known = runtime.process.worker
+            first_path = runtime.process.runs._path
+            assert first_path is not None
             conn.execute(restored.encode())
-            assert wait_until(lambda: runtime.process.worker != known, TIMEOUT)
+            assert wait_until(lambda: runtime.process.runs._path != first_path, TIMEOUT)  # the last step of it
+            assert runtime.process.worker != known
             found = conn.execute(query, here).fetchall()
             assert found == [(runtime.process.worker, os.getpid(), 3, ["late", "work"])]
             path = runtime.process.runs._path
