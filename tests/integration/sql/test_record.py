@@ -776,8 +776,9 @@ def test_a_worker_that_did_not_die_is_passed_by(how: str, conn: Conn, tmp_path: 
 
 
 def test_what_a_dead_process_ran_is_requeued_later_when_it_is_locked(
-    conn: Conn, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    conn: Conn, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.1)
     job, worker = make_job(conn, 1), make_worker(conn)
     here = DeadHere(tmp_path / "file", worker, job)
     with connect(database_url) as other, other.transaction():
