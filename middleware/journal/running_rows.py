@@ -52,7 +52,8 @@ class RunningRows:
         }
         hung = self._sample(attempts, now)
         if slow or steps or hung:
-            self._write(slow, steps, hung, now)
+            starts = {a.job: a.started for a in sorted(attempts, key=lambda a: a.started, reverse=True)}
+            self._write(slow, {job: (step, now - starts[job]) for job, step in steps.items()}, hung, now)
 
     def _sample(self, attempts: Sequence[Attempt], now: float) -> list[Running]:
         try:
@@ -62,7 +63,7 @@ class RunningRows:
             return []
 
     def _write(
-        self, slow: Sequence[Attempt], steps: dict[int, str | None], hung: Sequence[Running], now: float
+        self, slow: Sequence[Attempt], seen: dict[int, tuple[str | None, float]], hung: Sequence[Running], now: float
     ) -> None:
         rows = [Running(*a.key, a.number, now - a.started, a.step, a.progress) for a in slow]
         for attempt in slow:
@@ -70,17 +71,17 @@ class RunningRows:
         reported, locked = set[tuple[int, int]](), set[int]()
         try:
             with self.process.pool.connection() as conn:
+                if seen:  # before its items: a job starts no later than they
+                    locked = outcomes.touch_jobs(conn, seen)
                 if rows or hung:
                     reported = outcomes.report_running(conn, self.process.worker, [*rows, *hung])
-                if steps:
-                    locked = outcomes.touch_jobs(conn, steps)
         except (psycopg.Error, PoolTimeout) as error:
             self.outage(error)
             return
         self.outage.over()
-        if len(self._started_jobs) + len(steps) > STARTED_JOBS:
+        if len(self._started_jobs) + len(seen) > STARTED_JOBS:
             self._started_jobs.clear()
-        self._started_jobs.update(steps.keys() - locked)
+        self._started_jobs.update(seen.keys() - locked)
         written = [(a, row) for a, row in zip(slow, rows, strict=True) if a.key in reported and a.job not in locked]
         for attempt, row in written:  # the next call tries the others again
             if (row.step, row.progress) != (attempt.step_reported, attempt.progress_reported):

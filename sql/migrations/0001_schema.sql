@@ -213,7 +213,7 @@ CREATE TRIGGER advance_updated_at BEFORE UPDATE OF updated_at ON callboard.jobs 
 -- flushes read the versions of these updates until that page is full.
 CREATE FUNCTION callboard.count_outcomes(
     job bigint, more_items bigint, more_retrying bigint, more_succeeded bigint, more_failed bigint, more_skipped bigint,
-    more_retries bigint, more_crashes bigint, more_unkept bigint
+    more_retries bigint, more_crashes bigint, more_unkept bigint, first_start timestamptz
 ) RETURNS SETOF callboard.jobs ROWS 1 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off AS $$ DECLARE
     l record;
@@ -242,7 +242,7 @@ BEGIN
         unkept = j.unkept + more_unkept,
         page = l.page,
         moves = j.moves + (j.page <> l.page)::int,
-        started_at = coalesce(j.started_at, now()),
+        started_at = least(j.started_at, first_start),
         updated_at = now(),
         state = CASE
             WHEN NOT l.open THEN j.state

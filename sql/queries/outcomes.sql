@@ -27,18 +27,18 @@ WITH held AS (
 SELECT job, item FROM held
 
 -- name: touch_jobs
--- The first items of these jobs started in this process, or items reported a step.
+-- The first items of these jobs started in this process, or items reported a step. `age`: of the oldest running attempt.
 -- Transition: pending -> running. Guard: not stopped. Caller: the journal. Rows: (id) of the open jobs that were skipped,
 -- because another transaction has locked them. Lock order: jobs by id without waiting for any.
 WITH seen AS (
-    SELECT * FROM unnest(%(job)s::bigint[], %(step)s::text[]) AS s (job_id, step)
+    SELECT * FROM unnest(%(job)s::bigint[], %(step)s::text[], %(age)s::float8[]) AS s (job_id, step, age)
 ), locked AS (
     SELECT j.id FROM callboard.jobs AS j JOIN seen AS s ON s.job_id = j.id
     WHERE j.finished_at IS NULL ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 ), touched AS (
     UPDATE callboard.jobs AS j
     SET state = CASE WHEN j.state = 'pending' THEN 'running' ELSE j.state END,
-        started_at = coalesce(j.started_at, now()),
+        started_at = least(j.started_at, now() - make_interval(secs => s.age)),
         step = coalesce(s.step, j.step),
         updated_at = now()
     FROM seen AS s JOIN locked AS l ON l.id = s.job_id

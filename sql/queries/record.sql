@@ -67,7 +67,7 @@ WITH event AS (
 ), delta AS (
     SELECT job_id, sum(new_items)::bigint AS new_items, sum(retrying)::bigint AS retrying, sum(succeeded)::bigint AS succeeded,
            sum(failed)::bigint AS failed, sum(skipped)::bigint AS skipped, sum(retries)::bigint AS retries,
-           sum(crashes)::bigint AS crashes, sum(unkept)::bigint AS unkept
+           sum(crashes)::bigint AS crashes, sum(unkept)::bigint AS unkept, min(first_start) AS first_start
     FROM (
         SELECT job_id, 0 AS new_items,
                count(*) FILTER (WHERE state = 'retrying') - count(*) FILTER (WHERE state_before = 'retrying') AS retrying,
@@ -75,10 +75,11 @@ WITH event AS (
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,
                count(*) FILTER (WHERE state = 'retrying' AND kind IS DISTINCT FROM 'postponed') AS retries,
-               sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes, count(unkept) AS unkept
+               sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes, count(unkept) AS unkept,
+               min(started_at) AS first_start
         FROM moved GROUP BY job_id
         UNION ALL
-        SELECT job, count(*), 0, 0, 0, 0, 0, 0, 0 FROM new_items GROUP BY job
+        SELECT job, count(*), 0, 0, 0, 0, 0, 0, 0, NULL FROM new_items GROUP BY job
     ) AS part
     GROUP BY job_id
 ), counted AS (
@@ -86,7 +87,7 @@ WITH event AS (
     SELECT j.id, j.state, j.epoch, j.stopping, {is_limited} AS limited, j.total - d.new_items AS first_new_item
     FROM (SELECT * FROM delta ORDER BY job_id) AS d
     CROSS JOIN LATERAL callboard.count_outcomes(
-        d.job_id, d.new_items, d.retrying, d.succeeded, d.failed, d.skipped, d.retries, d.crashes, d.unkept) AS j
+        d.job_id, d.new_items, d.retrying, d.succeeded, d.failed, d.skipped, d.retries, d.crashes, d.unkept, d.first_start) AS j
 ), free AS (
     -- Ended items make room for others of their job, so a turn that was passed over is due again. A locked turn is skipped:
     -- a publisher is serving it, or another transaction adds to it.

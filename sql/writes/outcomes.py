@@ -45,8 +45,13 @@ def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> set[t
     return set(execute(conn, "report_running", worker=worker, **parameters(Running, running)))
 
 
-def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> set[int]:
-    """Record that items of these jobs started, with the last reported step (None: no step). Returns the open jobs that
-    were skipped, because another transaction has locked them, or a user's trigger refuses the update.
+def touch_jobs(conn: Conn, seen: dict[int, tuple[str | None, float]]) -> set[int]:
+    """Record that items of these jobs started. `seen`: the last reported step of each (None: no step), and the seconds
+    since its first start. Returns the open jobs that were skipped, because another transaction has locked them, or a
+    user's trigger refuses the update.
     """
-    return set(write_each(lambda jobs: fetch_ids(conn, "touch_jobs", job=jobs, step=[steps[j] for j in jobs]), steps))
+    return set(
+        write_each(
+            lambda ids: fetch_ids(conn, "touch_jobs", job=ids, **lists("step age", [seen[job] for job in ids])), seen
+        )
+    )

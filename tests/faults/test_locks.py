@@ -123,7 +123,7 @@ class Writers(ConcurrentWriters):
         outcomes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
         hung = [Running(*one, 1.0, None, None, "here", "there") for one in set(some[2:])]
         outcomes.report_running(conn, worker, hung)
-        outcomes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))
+        outcomes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), ("a step", 0.0)))
         claims.park(conn, some[:6])
         for job, item, attempt in some[6:]:
             claims.postpone(conn, job, item, attempt, "work")

@@ -290,7 +290,7 @@ def test_a_job_that_a_trigger_of_the_users_keeps_from_being_noted_holds_up_no_ot
     assert submission.renew_submissions(conn, [first, kept, last]) == [kept]
     renewed = "SELECT id FROM callboard.jobs WHERE submitting_until > now() ORDER BY 1"
     assert conn.execute(renewed).fetchall() == [(first,), (last,)]
-    assert outcomes.touch_jobs(conn, {first: "a step", kept: None, last: None}) == {kept}
+    assert outcomes.touch_jobs(conn, {first: ("a step", 0.0), kept: (None, 0.0), last: (None, 0.0)}) == {kept}
     assert [status(conn, job)["state"] for job in (first, kept, last)] == ["running", "pending", "running"]
     assert status(conn, first)["step"] == "a step"
 

@@ -285,7 +285,7 @@ TRIED: dict[str, Try] = {
     "postpone": lambda c, s: claims.postpone(c, s.bulk, s.first + 3, 1, "work"),
     "make_postponed_due": lambda c, _: claims.make_postponed_due(c),
     "report_running": _report_running,
-    "touch_jobs": lambda c, s: outcomes.touch_jobs(c, {s.bulk: "a step", s.plain: None}),
+    "touch_jobs": lambda c, s: outcomes.touch_jobs(c, {s.bulk: ("a step", 0.5), s.plain: (None, 0.0)}),
     "job_controls": lambda c, _: workers.job_controls(c, 20.0),
     "park": lambda c, s: claims.park(c, [(s.limited, item, 2 if s.first else 1) for item in s.some]),
     "beat": lambda c, s: workers.beat(c, s.worker, [(s.bulk, 1)]),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -551,7 +552,7 @@ def _flush_all(journal: Journal, jobs: Sequence[int], items: range) -> None:
 def _touch(url: str, jobs: Sequence[int]) -> None:
     with connect(url) as conn:
         for n in range(40):
-            outcomes.touch_jobs(conn, dict.fromkeys(jobs[:: 1 if n % 2 else -1], f"step {n}"))
+            outcomes.touch_jobs(conn, dict.fromkeys(jobs[:: 1 if n % 2 else -1], (f"step {n}", 0.0)))
 
 
 def test_a_deadlock_is_only_the_same_flush_again(
@@ -866,6 +867,35 @@ def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None
     assert kinds == [["crashed"], ["crashed", "failed"], ["crashed", "skipped"], ["crashed", "failed"]]
     assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 1
     assert drift(conn) == []
+
+
+def test_a_job_started_when_the_first_of_its_items_did(conn: Conn) -> None:
+    """The outcomes arrive in any order; a slow item is seen before it ends."""
+    job, slow = make_job(conn, 4), make_job(conn, 1)
+    starts: list[tuple[Any, Any]] = []
+    for item, seconds in enumerate((5.0, 60.0, 1.0)):
+        outcomes.record(conn, [replace(event(job, item, 1, "succeeded", 1), elapsed=seconds)], time.monotonic())
+        starts.append(_starts(conn, job))
+    assert all(of_job == of_items for of_job, of_items in starts)
+    assert starts[1][0] < starts[0][0] - timedelta(seconds=50)
+    assert starts[2] == starts[1]
+    outcomes.touch_jobs(conn, {slow: (None, 60.0)})
+    seen, _ = _starts(conn, slow)
+    outcomes.record(conn, [replace(event(slow, 0, 1, "succeeded", 1), elapsed=1.0)], time.monotonic())
+    assert _starts(conn, slow)[0] == seen < _starts(conn, slow)[1] - timedelta(seconds=50)
+    outcomes.touch_jobs(conn, {job: ("a step", 1.0)})
+    assert _starts(conn, job) == starts[1]
+
+
+def _starts(conn: Conn, job: int) -> tuple[Any, Any]:
+    """When a job started, and the first of its items."""
+    found = conn.execute(
+        "SELECT j.started_at, (SELECT min(i.started_at) FROM callboard.items AS i WHERE i.job_id = j.id)"
+        " FROM callboard.jobs AS j WHERE j.id = %s",
+        (job,),
+    ).fetchone()
+    assert found is not None
+    return found
 
 
 def test_a_stale_end_leaves_the_next_attempt_of_the_same_worker_in_hand(conn: Conn) -> None:

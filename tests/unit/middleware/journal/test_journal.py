@@ -329,7 +329,7 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
         looks.append(1)
         return [make_attempt(len(looks))]
 
-    def touch(_: Any, jobs: dict[int, str | None]) -> set[int]:
+    def touch(_: Any, jobs: dict[int, tuple[str | None, float]]) -> set[int]:
         touched.extend(jobs)
         return set()
 

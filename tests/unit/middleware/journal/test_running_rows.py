@@ -33,6 +33,28 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
+def test_a_job_is_reported_before_its_items_and_with_the_start_of_the_first(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def noted(*given: Any) -> set[Any]:
+        calls.append(given[-1])
+        return set()
+
+    monkeypatch.setattr(outcomes, "report_running", noted)
+    monkeypatch.setattr(outcomes, "touch_jobs", noted)
+    rows = RunningRows(
+        process_without_database(), OutageLog(logging.getLogger("callboard"), "%s"), HangDetector(lambda _: 0.0)
+    )
+    attempts = [
+        Attempt(1, n, 1, [], {}, actor="work", started=clock.now - age) for n, age in enumerate((1.0, 3.0, 2.0))
+    ]
+    rows.report(lambda: attempts)
+    assert calls[0] == {1: (None, 3.0)}
+    assert {row.age for row in calls[1]} == {1.0, 2.0, 3.0}
+
+
 def test_an_attempt_that_says_something_new_is_not_taken_for_hung(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
