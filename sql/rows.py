@@ -267,7 +267,7 @@ class PublishClaim:
     and by the `threads` of the workers that have the actor). `served_at`: when it was served before (None: never).
     `lane_width`: the most items in flight with the same value of the argument `lane_by`; `lanes`: the most such values;
     `applied_lane_by`: the argument that decided the lanes so far. `turn` and `seq` come from its row in `turns`: the
-    queue whose messages are published, and the version of that row.
+    queue whose messages are published, and the version of that row. `tenant` and `priority` decide when it is served.
     """
 
     job: int
@@ -291,6 +291,8 @@ class PublishClaim:
     seq: int = 0
     mean_seconds: float | None = None
     threads: int = 0
+    tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ OUTBOX_BATCH_MESSAGES = 500
 #: How often in a row the publisher tries jobs in turn whose rows are locked, until the next poll, and the seconds
 #: between two tries.
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
+#: Seconds for which the order of the tenants is kept. To read it takes longer than a claim if there are many open jobs.
+TENANTS_SECONDS = 0.25
 #: Seconds after which refused messages are published again, after all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
 #: Seconds until a job is claimed again after a user's trigger refused its claim; at least ten times the duration of
@@ -69,6 +71,8 @@ class Relay:
     settle_at: float = math.inf  # monotonic: when to call `settle`
     _locked_looks: int = 0  # in a row
     _refused: dict[int, float] = field(default_factory=dict)  # {job: monotonic time until which it is not claimed}
+    _tenants: list[tuple[str, int]] = field(default_factory=list)  # (tenant, priority): see `publishing.due_tenants`
+    _tenants_until: float = 0.0  # monotonic: when they are read again
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
@@ -286,7 +290,9 @@ class Relay:
         if job in passed:
             return None
         try:
-            return publishing.claim_job(conn, full=full, passed=passed, job=job)
+            if job is not None:
+                return publishing.claim_given_job(conn, job, full=full)
+            return self._claim_next(conn, full, passed)
         except (LockNotAvailable, *DATA_ERRORS) as error:
             if job is not None:
                 now = time.monotonic()
@@ -295,6 +301,28 @@ class Relay:
                 return None
         claims = (self._claim(conn, due, passed_over) for due in publishing.due_jobs(conn, full, passed))
         return next(filter(None, claims), None)
+
+    def _claim_next(self, conn: Conn, full: Sequence[str], passed: Sequence[int]) -> PublishClaim | None:
+        """Claim the next job in turn. The order of the tenants is read again after `TENANTS_SECONDS`, and when none of
+        their jobs can be served.
+        """
+        known = self._tenants if time.monotonic() < self._tenants_until else []
+        claim = publishing.claim_job(conn, known, full=full, passed=passed) if known else None
+        if claim is None:
+            self._tenants = publishing.due_tenants(conn, full, passed)
+            self._tenants_until = time.monotonic() + TENANTS_SECONDS
+            if not set(self._tenants).issubset(known):
+                claim = publishing.claim_job(conn, self._tenants, full=full, passed=passed)
+        if claim is not None:
+            self._end_turn(claim)
+        return claim
+
+    def _end_turn(self, claim: PublishClaim) -> None:
+        """Put the tenant of a claimed job behind the others of the same priority."""
+        turn = claim.tenant, claim.priority
+        if turn in self._tenants:
+            self._tenants.remove(turn)
+            self._tenants.insert(sum(priority <= claim.priority for _, priority in self._tenants), turn)
 
     def _publish_lanes(self, conn: Conn, claim: PublishClaim, room: int, passed_over: list[int]) -> bool:
         """Publish as many items as the job's lanes have room for, and release the claim; see `publish_job`."""

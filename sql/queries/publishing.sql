@@ -15,12 +15,23 @@ SELECT '', true, false
 WHERE EXISTS (SELECT FROM callboard.outbox
               WHERE dead AND due_at <= now() AND (claimed_until IS NULL OR claimed_until <= now()))
 
+-- name: due_tenants
+-- The tenants that have a job that is due, by priority, in the order in which they are served: who was served longest ago is
+-- next. By one pass over the turns, which to sort takes several times as long. Caller: the publisher, now and then.
+-- Rows: (tenant, priority).
+SELECT tenant, priority FROM (
+    SELECT tenant, priority, max(max(served_at)) OVER (PARTITION BY tenant) AS served_at,
+           min(job_id) FILTER (WHERE {is_due}) AS first_due
+    FROM callboard.turns WHERE NOT over GROUP BY tenant, priority
+) AS t
+WHERE first_due IS NOT NULL ORDER BY priority, served_at NULLS FIRST, first_due LIMIT 200
+
 -- name: claim_job
 -- The next job that has something to publish in its turn, for as long as the lease lasts.
 -- Guard: open, its time has come, neither paused nor being stopped, its limits leave something, and no publisher at work.
 -- A job whose actor no living worker has stays where it is while some worker lives: it would look at each message, and
 -- make a row of it again. With none alive messages wait on the broker, as deep as a queue may be.
--- Tenants are served in turn, and so are the jobs of a tenant: who was served longest ago is next.
+-- The given tenants are served in their order, and of the jobs of a tenant the one that was served longest ago is next.
 -- What a rate allows, gathered over a second at most, is used up by the claim.
 -- `out` of a limited job is what was published and has not ended, without what is to be published once more, since it was
 -- lost or came to a worker that lacks its actor: such an item would wait for the place that it holds itself.
@@ -30,20 +41,13 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- Caller: the publisher. Rows: PublishClaim. None: no such job.
 -- Lock order: the job, then its turn; turns that can't be served; without waiting for any. What a trigger of the user's
 -- waits for, it waits for LOCK_WAIT_SECONDS at most.
-WITH {living}, tenants AS (
-    -- By one pass over the turns, which to sort takes several times as long: when each tenant was served, and by priority
-    -- the first of its jobs that are due.
-    SELECT tenant, priority, max(max(served_at)) OVER (PARTITION BY tenant) AS served_at,
-           min(job_id) FILTER (WHERE {is_due}) AS first_due
-    FROM callboard.turns WHERE NOT over GROUP BY tenant, priority
-), waiting AS MATERIALIZED (
-    -- In order, and read no further than to the first that can be served. Each of these tenants has one that is due.
-    SELECT t.* FROM (
-        SELECT * FROM tenants WHERE first_due IS NOT NULL ORDER BY priority, served_at NULLS FIRST, first_due LIMIT 200
-    ) AS n CROSS JOIN LATERAL (
+WITH {living}, waiting AS MATERIALIZED (
+    -- In order, and read no further than to the first that can be served: the planner takes a limit that it does not know
+    -- for one that is soon reached, and reads the index in its order.
+    SELECT t.* FROM unnest(%(tenants)s::text[], %(priorities)s::int[]) AS n (tenant, priority) CROSS JOIN LATERAL (
         SELECT job_id, queue, target, seq, served_at FROM callboard.turns
         WHERE tenant = n.tenant AND priority = n.priority AND NOT over AND {is_due}
-        ORDER BY served_at NULLS FIRST, job_id, queue LIMIT 200
+        ORDER BY served_at NULLS FIRST, job_id, queue LIMIT (SELECT 200)
     ) AS t LIMIT 200
 ), {next_job}, blocked AS (
     SELECT t.job_id, t.queue,
@@ -127,7 +131,7 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
           j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, j.chunk, next.served_at,
           j.lane_by, j.lane_width, j.lanes, j.applied_lane_by, next.queue, next.seq + 1,
           (SELECT mean_seconds FROM callboard.actors AS a WHERE a.name = j.actor),
-          (SELECT coalesce(sum(threads), 0)::int FROM living WHERE j.actor = ANY (actors))
+          (SELECT coalesce(sum(threads), 0)::int FROM living WHERE j.actor = ANY (actors)), j.tenant, j.priority
 
 -- part: servable
 -- The job of the turn `w`, if it can be served. Rows: (id, limited, abandoned, out, base, starts).

@@ -16,15 +16,30 @@ def due_queues(conn: Conn, full: Sequence[str] = (), passed: Sequence[int] = ())
     return fetch(conn, DueQueue, "due_queues", full=list(full), passed=list(passed))
 
 
-def claim_job(
-    conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
-) -> PublishClaim | None:
-    """Claim the next job in turn that has something to publish, but none in `passed` or with a `full` queue; or claim
-    the given `job`.
+def due_tenants(conn: Conn, full: Sequence[str] = (), passed: Sequence[int] = ()) -> list[tuple[str, int]]:
+    """Return the tenants that have a job in turn, as (tenant, priority), in the order in which `claim_job` serves them.
+    A tenant with jobs of several priorities is listed with each of them.
     """
-    if job is not None:
-        return fetch_one(conn, PublishClaim, "claim_given_job", full=list(full), job=job)
-    return fetch_one(conn, PublishClaim, "claim_job", full=list(full), passed=list(passed))
+    return execute(conn, "due_tenants", full=list(full), passed=list(passed)).fetchall()
+
+
+def claim_job(
+    conn: Conn, tenants: Sequence[tuple[str, int]] | None = None, *, full: Sequence[str] = (),
+    passed: Sequence[int] = (),
+) -> PublishClaim | None:  # fmt: skip
+    """Claim the next job in turn that has something to publish, but none in `passed` or with a `full` queue. `tenants`:
+    what `due_tenants` returned (None: it is called).
+    """
+    order = due_tenants(conn, full, passed) if tenants is None else tenants
+    return fetch_one(
+        conn, PublishClaim, "claim_job", full=list(full), passed=list(passed),
+        **lists("tenants priorities", order),
+    )  # fmt: skip
+
+
+def claim_given_job(conn: Conn, job: int, *, full: Sequence[str] = ()) -> PublishClaim | None:
+    """Claim a job if it has something to publish, and its queue is not `full`."""
+    return fetch_one(conn, PublishClaim, "claim_given_job", full=list(full), job=job)
 
 
 def due_jobs(conn: Conn, full: Sequence[str] = (), passed: Sequence[int] = ()) -> list[int]:

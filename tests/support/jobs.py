@@ -87,7 +87,7 @@ def make_job(
 
 def publish(conn: Conn, job: int, watermark: int) -> None:
     """Publish a job's items up to `watermark`."""
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     more = watermark - claim.watermark
     assert publishing.advance_watermark(conn, claim, watermark=watermark, published=more, keep=False)

@@ -70,7 +70,7 @@ def test_what_breaks_off_is_done_once_more(process: Process, conn: Conn, monkeyp
     sweep = Sweep(process, lambda: pytest.fail("nobody asks the broker"))
     make_worker(conn)
     job = make_job(conn, 3, published=1)
-    assert publishing.claim_job(conn, job=job) is not None
+    assert publishing.claim_given_job(conn, job) is not None
     assert statements.acquire_lease(conn, sweep._holder, 10.0, 40.0) is not None
     lanes.hold(conn, job, 0, {}, HOUR, "")
     for made in LATER:
@@ -105,7 +105,7 @@ def test_nothing_is_claimed_by_a_clock_set_back(conn: Conn) -> None:
 
 def test_what_is_claimed_after_the_clock_was_set_back_stays_claimed(conn: Conn) -> None:
     job = make_job(conn, 3, published=1)
-    assert publishing.claim_job(conn, job=job) is not None
+    assert publishing.claim_given_job(conn, job) is not None
     for claim in FRESH:
         conn.execute(claim.encode())
     made = conn.execute(CLAIMS).fetchall()

@@ -39,7 +39,7 @@ def job_of(conn: Conn, customers: Sequence[Any], *, sealed: bool = True, **limit
 
 def claimed(conn: Conn, job: int, room: int = 1_000) -> list[Outgoing]:
     """What a publisher claims in a job's turn, and has in hand."""
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     if claim is None:
         return []
     room = room if claim.allowed is None else min(room, claim.allowed)
@@ -369,7 +369,7 @@ def test_what_failed_before_its_publisher_gave_up_leaves_its_lane(conn: Conn) ->
 
 def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> None:
     job = job_of(conn, "aabb")
-    frozen = publishing.claim_job(conn, job=job)
+    frozen = publishing.claim_given_job(conn, job)
     assert frozen is not None
     lapse(conn)
     assert published(conn, job) == [0, 2]
@@ -385,12 +385,12 @@ def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> N
 def test_two_publishers_never_overfill_a_lane(conn: Conn, database_url: str) -> None:
     """The second is let in only when the first is done or gone; then it counts what the first gave out."""
     job = job_of(conn, "aaaa", concurrency_by="customer=2")
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     batches = lanes.batches(conn, claim, 1)
     assert [out.item for out in next(batches)] == [0]
     with connect(database_url) as other:
-        assert publishing.claim_job(other, job=job) is None
+        assert publishing.claim_given_job(other, job) is None
         lapse(other)
         assert published(other, job) == [0, 1]
     with pytest.raises(ClaimTakenOver):
@@ -438,7 +438,7 @@ def test_the_limit_is_widened_narrowed_and_taken_away_on_the_run(conn: Conn) -> 
     record(conn, job, {"succeeded": [0, 1]})
     assert published(conn, job) == []
     actions.limit(conn, job, ANNA, {"concurrency_by": None})
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     assert (claim.lane_by, claim.limited, claim.in_turn) == (None, False, 3)
     rest = publishing.claim_in_turn(conn, claim, 10)
@@ -479,7 +479,7 @@ def test_lanes_of_many_messages_are_told_some_at_a_time(conn: Conn, monkeypatch:
 
 def test_a_job_that_is_paused_in_the_middle_of_a_turn_publishes_nothing_more(conn: Conn) -> None:
     job = job_of(conn, "aabb")
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     batches = lanes.batches(conn, claim, 10)
     publishing.confirm_outbox(conn, next(batches))

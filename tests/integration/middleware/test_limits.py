@@ -30,7 +30,7 @@ def limited(conn: Conn, items: int, **limits: Any) -> int:
 
 def publish(conn: Conn, job: int) -> int:
     """What a publisher does in a job's turn; how many it sent."""
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     if claim is None:
         return 0
     room = 1_000 if claim.allowed is None else claim.allowed
@@ -217,7 +217,7 @@ def test_nothing_starts_of_a_job_whose_deadline_has_passed(conn: Conn) -> None:
     job, other = make_job(conn, 3, published=0), make_job(conn, 3, published=0)
     for one in (job, other):
         send(conn, one, 3)
-    claim = publishing.claim_job(conn, job=other)
+    claim = publishing.claim_given_job(conn, other)
     assert claim is not None
     for one in (job, other):
         actions.limit(conn, one, ANNA, {"deadline": "2026-01-01T00:00:00Z"})
@@ -430,7 +430,7 @@ def test_what_fails_before_its_publisher_settled_it_is_in_flight_no_more_and_onc
     record(conn, job, {"failed": range(6)})
     assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 6
     actions.limit(conn, job, ANNA, {"concurrency": 2})
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     batch = publishing.claim_in_turn(conn, claim, 2)
     record(conn, job, {"retrying": [0, 1]}, attempt=2)

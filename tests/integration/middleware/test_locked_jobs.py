@@ -333,7 +333,7 @@ def test_a_message_without_its_actor_that_is_locked_holds_up_no_other(row: str, 
 def test_a_job_that_is_locked_is_passed_over_by_its_publisher(row: str, conn: Conn, database_url: str) -> None:
     held, other = make_job(conn, 1, published=0), make_job(conn, 1, published=0)
     with locked(database_url, row, held):
-        assert publishing.claim_job(conn, job=held) is None
+        assert publishing.claim_given_job(conn, held) is None
         claimed = publishing.claim_job(conn)
         assert claimed is not None
         assert claimed.job == other

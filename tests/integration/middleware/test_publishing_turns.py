@@ -1,16 +1,19 @@
 """Which jobs and messages a publisher serves next: by statement, without a clock."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 
+from callboard.middleware.publish.transport import Answer
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import NewItem
+from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes import actions, jobs, publishing, sends, sweep, workers
 from callboard.sql.writes.requests import Requester
 from tests.support.jobs import ARGS, claim_outbox, make_job, make_worker, record
+from tests.support.transports import StubTransport, relay_to
 
 
 def turn(conn: Conn, *, publish: int = 1) -> int | None:
@@ -106,7 +109,7 @@ def test_a_job_whose_actor_no_living_worker_has_is_passed_over_until_one_comes(c
     assert {turn(conn), turn(conn)} == {gone, other}
     workers.stop_worker(conn, had)
     assert [turn(conn) for _ in range(3)] == [other] * 3
-    assert publishing.claim_job(conn, job=gone) is None
+    assert publishing.claim_given_job(conn, gone) is None
     make_worker(conn, "gone")
     assert gone in {turn(conn), turn(conn)}
 
@@ -207,6 +210,76 @@ def test_a_retry_is_due_at_its_time_however_many_wait_longer(conn: Conn) -> None
     record(conn, job, {"retrying": [0]}, delay=0.0)
     assert [out.item for out in claim_outbox(conn, 10)] == [0]
     assert publishing.due_queues(conn) == []
+
+
+# The order of the tenants -------------------------------------------------------------------------------------------
+
+
+class Served(StubTransport):
+    """Takes one message of a job in turn at a time; `jobs` has the job of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[int] = []
+
+    def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
+        self.jobs += [out.job for out in batch]
+        return super().publish(batch)
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, int]]]:
+    """The orders of tenants that are read; each is kept for long."""
+    read, found = publishing.due_tenants, []
+
+    def due_tenants(*args: Any) -> list[tuple[str, int]]:
+        found.append(read(*args))
+        return list(found[-1])
+
+    monkeypatch.setattr(publishing, "due_tenants", due_tenants)
+    monkeypatch.setattr("callboard.middleware.publish.relay.TENANTS_SECONDS", 300.0)
+    return found
+
+
+def test_tenants_take_turns_though_their_order_is_read_once(conn: Conn, orders: list[list[tuple[str, int]]]) -> None:
+    many, one = [make_job(conn, 1, published=0, tenant="many") for _ in range(3)], make_job(conn, 1, published=0)
+    urgent = [make_job(conn, 1, published=0, tenant="many") for _ in range(2)]
+    for job in urgent:
+        actions.limit(conn, job, Requester("python"), {"priority": -1})
+    transport = Served()
+    relay = relay_to(transport)
+    while relay.publish_due(conn):
+        pass
+    assert transport.jobs == [*urgent, many[0], one, *many[1:]]
+    assert orders == [[("many", -1), ("many", 0), ("", 0)]]
+
+
+def test_a_tenant_that_comes_later_is_served_when_the_known_ones_have_nothing_left(
+    conn: Conn, orders: list[list[tuple[str, int]]]
+) -> None:
+    first = make_job(conn, 1, published=0, tenant="first")
+    transport = Served()
+    relay = relay_to(transport)
+    assert relay.publish_due(conn)
+    late = make_job(conn, 1, published=0, tenant="late")
+    assert relay.publish_due(conn)
+    assert transport.jobs == [first, late]
+    assert orders == [[("first", 0)], [("late", 0)]]
+
+
+def test_a_tenant_that_comes_later_is_served_when_the_order_is_old(
+    conn: Conn, orders: list[list[tuple[str, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [make_job(conn, 1, published=0, tenant="first") for _ in range(3)]
+    transport = Served()
+    relay = relay_to(transport)
+    monkeypatch.setattr("callboard.middleware.publish.relay.TENANTS_SECONDS", 0.0)
+    assert relay.publish_due(conn)
+    late = make_job(conn, 1, published=0, tenant="late")
+    while relay.publish_due(conn):
+        pass
+    assert transport.jobs == [first[0], late, *first[1:]]
+    assert len(orders) == 4
 
 
 # Jobs that can't be served ------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_a_job_that_was_never_published_is_cancelled_at_once(conn: Conn) -> None
     writes.cancel(conn, job, ANNA, reason="wrong file")
     found = status(conn, job)
     assert (found["state"], found["reason"], found["cancelled"]) == ("cancelled", "wrong file", 10)
-    assert publishing.claim_job(conn, job=job) is None
+    assert publishing.claim_given_job(conn, job) is None
 
 
 def test_a_job_without_a_worker_is_cancelled_though_somebody_waits_for_its_row(conn: Conn, database_url: str) -> None:
@@ -156,7 +156,7 @@ def test_what_is_being_stopped_takes_nothing_more(conn: Conn) -> None:
     writes.cancel(conn, job, ANNA)
     assert submission.store_chunk(conn, job, 10, [(b"{}", None)], keyed=False) == ("stopped", 10)
     assert jobs.lock_jobs(conn, [job]) == {job: False}
-    assert publishing.claim_job(conn, job=job) is None
+    assert publishing.claim_given_job(conn, job) is None
     assert claim_outbox(conn, 10) == []
 
 
@@ -170,7 +170,7 @@ def test_a_standing_job_that_was_stopped_stays_one_and_leaves_its_day_to_another
     assert following not in (day, None)
     assert sends.standing_job(conn, "work", "default") == following
     retry_action.retry(conn, day, ANNA, RetrySelection(["cancelled"]))
-    claim = publishing.claim_job(conn, job=day)
+    claim = publishing.claim_given_job(conn, day)
     assert claim is not None
     assert [out.standing for out in publishing.claim_in_turn(conn, claim, 1)] == [True]
     found, _ = queries.run(conn, queries.jobs(JobFilter(standing=True)))
@@ -183,15 +183,15 @@ def test_a_standing_job_that_was_stopped_stays_one_and_leaves_its_day_to_another
 
 def test_a_publisher_at_work_stops_where_it_is(conn: Conn) -> None:
     job = make_job(conn, 100, published=0)
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     assert publishing.advance_watermark(conn, claim, watermark=10, published=10, keep=True)
     writes.pause(conn, job, ANNA)
     assert not publishing.advance_watermark(conn, claim, watermark=20, published=10, keep=True)
     assert parts(conn, job) == {"pending": 80, "queued": 20}
-    assert publishing.claim_job(conn, job=job) is None
+    assert publishing.claim_given_job(conn, job) is None
     writes.resume(conn, job, ANNA)
-    assert publishing.claim_job(conn, job=job) is not None
+    assert publishing.claim_given_job(conn, job) is not None
 
 
 def test_parked_messages_are_published_in_their_jobs_turn_and_in_order(conn: Conn) -> None:
@@ -199,9 +199,9 @@ def test_parked_messages_are_published_in_their_jobs_turn_and_in_order(conn: Con
     writes.pause(conn, job, ANNA)
     claims.park(conn, [(job, item, 1) for item in (5, 2, 4, 2)])
     assert parts(conn, job) == {"pending": 7, "queued": 3} == listed(conn, job)
-    assert publishing.claim_job(conn, job=job) is None
+    assert publishing.claim_given_job(conn, job) is None
     writes.resume(conn, job, ANNA)
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     assert claim.in_turn == 3
     again = publishing.claim_in_turn(conn, claim, 2)
@@ -220,7 +220,7 @@ def test_a_message_parked_before_its_publisher_settled_it_is_not_lost(conn: Conn
     assert parts(conn, job) == {"pending": 1}
     publishing.confirm_outbox(conn, [sent])
     assert parts(conn, job) == {"pending": 1}
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     assert claim.queue == "default"
     assert [out.item for out in publishing.claim_in_turn(conn, claim, 10)] == [0]
@@ -431,7 +431,7 @@ def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
     stop(conn, job)
     assert retry_action.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 70
     assert parts(conn, job) == {"pending": 70, "succeeded": 20, "failed": 5, "skipped": 5} == listed(conn, job)
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     assert (claim.watermark, claim.in_turn) == (80, 50)
     again = publishing.claim_in_turn(conn, claim, 100)
@@ -449,7 +449,7 @@ def test_of_a_cancelled_job_only_what_is_chosen_goes_on(conn: Conn) -> None:
     assert parts(conn, job) == {
         "pending": 2, "succeeded": 20, "failed": 4, "skipped": 5, "cancelled": 69,
     } == listed(conn, job)  # fmt: skip
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     assert claim.watermark == claim.total
     assert [(out.item, out.attempt) for out in publishing.claim_in_turn(conn, claim, 10)] == [(20, 2), (99, 1)]

@@ -219,7 +219,7 @@ class Controlled(Tracking):
 
     def _in_turn(self, job: int) -> list[Outgoing]:
         """Publish all of a job that may be published now."""
-        claim = publishing.claim_job(self.conn, job=job)
+        claim = publishing.claim_given_job(self.conn, job)
         if claim is None:
             return []
         laned = claim.lane_by is not None

@@ -328,7 +328,7 @@ def laned(conn: Conn) -> PublishClaim:
     """The claim of a job whose item is in a lane."""
     job = make_job(conn, 1, published=0)
     actions.limit(conn, job, BY, {"concurrency_by": "0=1"})
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     return claim
 

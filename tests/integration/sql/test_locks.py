@@ -117,7 +117,7 @@ def test_lanes_that_go_by_another_argument_and_a_flush(conn: Conn, database_url:
     actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
     conn.execute("UPDATE callboard.outbox SET lane = '1'")
     reverse_rows(conn, "outbox")
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: lanes.change_lanes(c, claim, []))
     assert conn.execute("SELECT count(*) FROM callboard.outbox WHERE lane IS NOT NULL").fetchone() == (0,)
@@ -174,7 +174,7 @@ def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> 
     worker = make_worker(conn)
     outcomes.report_running(conn, worker, [Running(job, 1, 1, 1.0, None)])
     actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     aside = [(item, "") for item in range(3)]
     meet(
@@ -217,7 +217,7 @@ def test_nobody_publishes_by_lane_what_is_over(conn: Conn) -> None:
     job = make_job(conn, 1)
     actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
     claims.park(conn, [(job, 0, 1)])
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     ends(job, [0], ok=True)(conn)
     with pytest.raises(lanes.ClaimTakenOver):
@@ -297,7 +297,7 @@ def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: s
     """Sent before their job was cancelled, confirmed after."""
     job = make_job(conn, 3)
     in_outbox(conn, job)
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     out = publishing.claim_in_turn(conn, claim, 3)
     publishing.advance_watermark(conn, claim, watermark=3, published=0, keep=False)

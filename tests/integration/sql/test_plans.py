@@ -156,7 +156,7 @@ def _sent(job: int, number: int) -> NewItem:
 
 
 def claim_of(conn: Conn, job: int) -> PublishClaim:
-    claim = publishing.claim_job(conn, job=job)
+    claim = publishing.claim_given_job(conn, job)
     assert claim is not None
     return claim
 
@@ -455,7 +455,7 @@ def test_a_large_retry_is_claimed_and_confirmed_at_once(postgres_url: str, templ
             session.execute(f"SET ROLE {role}".encode())
 
         def publish_again() -> int:
-            claim = publishing.claim_job(publisher, job=job)
+            claim = publishing.claim_given_job(publisher, job)
             sent = publishing.claim_in_turn(publisher, claim, 1_000) if claim else []
             publishing.confirm_outbox(publisher, sent)
             if claim:

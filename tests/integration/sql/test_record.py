@@ -643,7 +643,7 @@ def test_only_one_publisher_has_a_job_and_a_late_one_moves_nothing(database_url:
     claims = [claim for claim in at_once(database_url, 6, lambda c, _: publishing.claim_job(c)) if claim is not None]
     assert len(claims) == 1
     conn.execute("UPDATE callboard.jobs SET publish_until = now() - interval '1 s'")
-    successor = publishing.claim_job(conn, job=job)
+    successor = publishing.claim_given_job(conn, job)
     assert successor is not None
     assert successor.suspect_below == timings.PUBLISH_WINDOW_ITEMS
     assert not publishing.advance_watermark(conn, claims[0], watermark=10, published=10, keep=False)

@@ -178,7 +178,7 @@ class Scene:
 
     def claim(self, job: int) -> PublishClaim:
         """A publisher's claim of it."""
-        claim = publishing.claim_job(self.conn, job=job)
+        claim = publishing.claim_given_job(self.conn, job)
         assert claim is not None
         return claim
 
