@@ -191,7 +191,8 @@ def _workers(conn: Conn) -> Iterator[Finding]:
     yield Finding("workers", OK, f"{count(len(alive), 'process', 'processes')}, {threads} threads")
     for worker in alive:
         if worker["trouble"]:
-            yield Finding(f"worker {worker['id']}", WRONG, worker["trouble"])
+            do = queue_admin.rights_advice(worker["trouble"])
+            yield Finding(f"worker {worker['id']}", WRONG, worker["trouble"], do)
     if len(releases := sorted({worker["release"] for worker in alive})) > 1:
         yield Finding("workers", NOTE, f"of several releases: {', '.join(releases)}")
 
@@ -199,11 +200,14 @@ def _workers(conn: Conn) -> Iterator[Finding]:
 def _queues(conn: Conn, addresses: str) -> Iterator[Finding]:
     known = queries.run(conn, queries.queues())
     rows, unknown = queue_admin.with_depths(addresses, known)
+    alive, _ = queries.run(conn, queries.workers(state="alive", limit=500))
     for row in rows:  # if RabbitMQ's numbers are missing, `_broker` has reported why
-        yield from _queue(row, missing=unknown is None and row["ready"] is None)
+        having = next((worker["id"] for worker in alive if row["name"] in worker["queues"]), None)
+        yield from _queue(row, missing=unknown is None and row["ready"] is None, worker=having)
 
 
-def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
+def _queue(row: dict[str, Any], *, missing: bool, worker: int | None = None) -> Iterator[Finding]:
+    """Yield what is found of a queue. `worker`: a living worker that has it, or None."""
     about = f"queue {row['name']}"
     if missing:
         yield Finding(about, NOTE, "RabbitMQ does not have it", "a worker that has its actors declares it")
@@ -222,7 +226,12 @@ def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
         )  # fmt: skip
     if row["ready"] and not row["consumers"]:
         ready = count(row["ready"], "message is", "messages are")
-        yield Finding(about, WRONG, f"{ready} ready, and it has no consumer", "start a worker")
+        do = (
+            "start a worker"
+            if worker is None
+            else f"look at worker {worker}, which has this queue and can't consume it"
+        )
+        yield Finding(about, WRONG, f"{ready} ready, and it has no consumer", do)
     else:
         ready = "" if row["ready"] is None else f"{row['ready']:,} ready, "
         yield Finding(about, OK, f"{ready}{row['pending']:,} items wait as rows")
@@ -290,10 +299,10 @@ def _unanswered(
     actions.cancel(conn, number, ASKED, reason="no answer in time")
     where = "its row was not published" if job.get("pending") else "its message was published and did not come back"
     why = f": {trouble}" if trouble else ""
+    do = "look at the log of a worker that has this queue; it may be busy with long items, or of an older release"
     return Finding(
-        about, WRONG, f"no answer within {timeout:g} s, {where}{why}",
-        "look at the log of a worker that has this queue; it may be busy with long items, or of an older release",
-    )  # fmt: skip
+        about, WRONG, f"no answer within {timeout:g} s, {where}{why}", queue_admin.rights_advice(trouble or "") or do
+    )
 
 
 def _print(finding: Finding) -> None:

@@ -1,6 +1,8 @@
 """Reads the state of RabbitMQ's queues for operators, and puts dead letters back. Each call opens a connection."""
 
 import logging
+import re
+import shlex
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,6 +45,9 @@ TLS_ADVICE = (
     ("CERTIFICATE_VERIFY_FAILED", "set SSL_CERT_FILE to the certificate that signed RabbitMQ's"),
     ("WRONG_VERSION_NUMBER", "begin AMQP_URL with amqp://, or use the TLS port in it, 5671 by default"),
 )
+
+#: RabbitMQ's text about a missing right to a virtual host, or to a queue or an exchange in it.
+_NO_RIGHT = re.compile("access to (?:[a-z]+ '.*' in )?vhost '(.*)' refused for user '(.*?)'")
 
 NO_BROKER = "RabbitMQ can't be asked, since AMQP_URL is not set: set it to amqp://user:password@host:port/vhost"
 
@@ -143,7 +148,17 @@ def connect_advice(error: NoAnswer) -> str:
     """Return what to do when a connection can't be made."""
     if " limit (" in str(error):  # a connection limit of the virtual host, of the user, or of the node
         return "close other connections, or raise that limit"
+    if do := rights_advice(str(error)):
+        return do
     return next((do for text, do in TLS_ADVICE if text in str(error)), "start it, or correct AMQP_URL")
+
+
+def rights_advice(trouble: str) -> str:
+    """Return what to do when RabbitMQ refuses its user a right; an empty text for any other trouble."""
+    if (found := _NO_RIGHT.search(trouble)) is None:
+        return ""
+    where, user = map(shlex.quote, found.groups())
+    return f"give the user its rights: rabbitmqctl set_permissions -p {where} {user} '.*' '.*' '.*'"
 
 
 @contextmanager

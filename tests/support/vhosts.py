@@ -117,9 +117,14 @@ class Broker:
 
     def allow_declaring(self, url: str, *, allowed: bool) -> None:
         """Let the URL's user declare and delete queues, or refuse it; it may always read and write."""
+        self.allow(url, configure=allowed)
+
+    def allow(self, url: str, *, configure: bool = True, read: bool = True) -> None:
+        """Give the URL's user these rights to all queues, and that to write, and no other."""
         user = urlsplit(url).username or "guest"
-        rights = {"configure": ".*" if allowed else "^$", "write": ".*", "read": ".*"}
-        self.request("PUT", f"permissions/{_vhost(url)}/{user}", rights)
+        rights = {"configure": configure, "write": True, "read": read}
+        given = {right: ".*" if allowed else "^$" for right, allowed in rights.items()}
+        self.request("PUT", f"permissions/{_vhost(url)}/{user}", given)
 
 
 def _vhost(url: str) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -135,6 +136,35 @@ def test_a_queue_whose_worker_does_not_answer_is_wrong(here: Pipeline, capsys: p
     assert "no answer within 1 s" in ping["found"]
     assert "has the actor" not in ping["found"], "no worker announces the actor of pings"
     assert "log of a worker" in ping["do"]
+
+
+def test_a_worker_whose_user_may_not_read_its_queue_is_told_from_none(
+    postgres_url: str, template: str, broker: Broker, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with running_pipeline(postgres_url, template, broker, ["work"], tmp_path) as made:
+        for name in ("DATABASE_URL", "AMQP_URL"):
+            monkeypatch.setenv(name, made.environment[name])
+        url = made.environment["AMQP_URL"]
+        broker.allow(url, read=False)
+        broker.close_connections(url)
+
+        def refused() -> bool:
+            (row,), _ = queries.run(made.conn, queries.workers(state="alive"))
+            return "refused for user" in (row["trouble"] or "")
+
+        assert wait_until(refused, TIMEOUT)
+        made.submit("work", {"number": 1})
+        assert wait_until(lambda: made.ready("default") > 0, TIMEOUT)
+        code, found = examined(capsys, "--timeout", "1")
+        broker.allow(url)
+    assert code == 1
+    (worker,) = (about for about in found if about.startswith("worker "))
+    vhost = urlsplit(url).path[1:]
+    do = f"give the user its rights: rabbitmqctl set_permissions -p {vhost} callboard '.*' '.*' '.*'"
+    assert [found[about][0]["do"] for about in (worker, "ping through default")] == [do, do]
+    (queue,) = (one for one in found["queue default"] if one["state"] == "wrong")
+    assert queue["do"] == f"look at {worker}, which has this queue and can't consume it"
 
 
 def test_who_locks_others_out_is_named(

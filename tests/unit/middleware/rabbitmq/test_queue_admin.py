@@ -33,6 +33,13 @@ def test_what_to_do_about_a_node_that_takes_no_more_connections() -> None:
     assert connect_advice(NoAnswer("[Errno 111] Connection refused")) == "start it, or correct AMQP_URL"
 
 
+@pytest.mark.parametrize("what", ["", "queue 'it's mine' in ", "exchange '' in "])
+def test_a_missing_right_is_named_with_the_command_that_gives_it(what: str) -> None:
+    refused = f"(403) \"ACCESS_REFUSED - access to {what}vhost 'my jobs' refused for user 'app'\""
+    do = "give the user its rights: rabbitmqctl set_permissions -p 'my jobs' app '.*' '.*' '.*'"
+    assert connect_advice(NoAnswer(refused)) == do
+
+
 @pytest.mark.parametrize(
     ("parameter", "says"),
     [
