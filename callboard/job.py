@@ -24,7 +24,7 @@ from callboard.middleware.tracking import runtime_of
 from callboard.sql.errors import is_connection_lost
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
-from callboard.sql.reads import queries
+from callboard.sql.reads import exports, queries
 from callboard.sql.reads.job_view import concerned
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
@@ -85,7 +85,7 @@ class Job:
         self, state: str | None = None, *, error: str | None = None, key: str | None = None, stage: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yield the items in order, read page by page: all, or those in a `state`, those that failed with an `error`
-        (the `id` or the `type` of one of `errors`), or those with a `key`.
+        (the `id` or the `type` of one of `errors`), or those with a `key`. Each has its whole arguments and result.
 
         For a job of stages, yield the items of one `stage` (0, 1, …), or of all stages in order; `job` of each item is
         the id of its stage. Raises ValueError if there is no such state or stage.
@@ -104,7 +104,9 @@ class Job:
             while after is not None:
                 query = queries.items(job, state=state, error=error, keys=keys, after=after, limit=1000)
                 page, after = self._ask(query)
-                yield from page
+                for item in page:
+                    rest = exports.rest(item)
+                    yield (rest and self._ask(rest)) or item
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the job's error groups: each has one type, place and `pattern` of the message.

@@ -23,7 +23,7 @@ COLUMNS = (
 def rest(item: Mapping[str, Any]) -> Query[dict[str, Any] | None] | None:
     """Return the query that reads a whole item, if its page has only the beginning; None if the page has all of it."""
     texts = (item["args_text"], item["result_text"])
-    return None if texts == (None, None) else queries.item(item["job"], item["item"])
+    return None if texts == (None, None) else queries.item(item["job"], item["item"], queries.ALL_CHARACTERS)
 
 
 def csv_header() -> bytes:

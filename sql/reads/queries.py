@@ -21,6 +21,8 @@ MAX_ID = 2**63 - 1
 LIST_CHARACTERS = 4_096
 #: The most characters of arguments, results and messages of one item.
 ITEM_CHARACTERS = 1_048_576
+#: More characters than any argument, result or message has.
+ALL_CHARACTERS = 2**31 - 1
 #: The most jobs that one page examines for filters without an index.
 LOOK_AT_JOBS = 20_000
 #: The most items that one page examines for a state without an index.
@@ -172,9 +174,9 @@ def items(
     return Query("job_items", parameters, page)
 
 
-def item(number: int, position: int) -> Query[dict[str, Any] | None]:
-    """Describe one item, with its arguments and result up to `ITEM_CHARACTERS`; None when the job has no such item."""
-    page = items(number, after=position - 1, limit=1, cap=ITEM_CHARACTERS)
+def item(number: int, position: int, cap: int = ITEM_CHARACTERS) -> Query[dict[str, Any] | None]:
+    """Describe one item, with its arguments and result up to `cap` characters; None when the job has no such item."""
+    page = items(number, after=position - 1, limit=1, cap=cap)
     parameters = {**page.parameters, "limit": 1}
     return Query(
         page.name, parameters, lambda rows: _first([one for one in page.result(rows)[0] if one["item"] == position])

@@ -56,3 +56,4 @@ def test_the_limit_of_results_is_set_by_a_variable(scenario: Scenario) -> None:
     scenario.start_worker(modules=(ACTORS, "tests.faults.rig.odd_values"), env={"CALLBOARD_RESULT_LIMIT": "400000"})
     job = scenario.submit("odd", ["huge"])
     scenario.assert_completed(job, total=1)
+    assert len(next(job.items())["result"]) == 300_000

@@ -226,6 +226,11 @@ def test_an_item_key_is_stored_once(pipeline: Pipeline) -> None:
         assert [item["kwargs"]["n"] for item in job.items()] == list(range(7))
 
 
+def test_long_arguments_are_read_whole(pipeline: Pipeline) -> None:
+    texts = ["short", "é" * 10_000, "x" * 1_000_000]
+    assert [item["args"] for item in pipeline.submit("work", *texts).items()] == [[text] for text in texts]
+
+
 def test_an_unknown_actor_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(callboard.UnknownActor, match="no actor 'nobody'"):
         callboard.submit("nobody", [1])

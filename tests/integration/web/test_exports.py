@@ -74,6 +74,13 @@ def test_items_are_exported_whole(
         assert capfdbinary.readouterr().out == content
 
 
+def test_a_result_larger_than_the_page_of_an_item_shows_is_exported_whole(conn: Conn, app: Starlette) -> None:
+    job = make_job(conn, 1)
+    record(conn, job, {"succeeded": [0]}, result=json.dumps("x" * 2_000_000))
+    (found,) = lines(app, f"/api/jobs/{job}/export")
+    assert found["result"] == "x" * 2_000_000
+
+
 def test_an_export_has_the_items_that_are_asked_for(conn: Conn, app: Starlette) -> None:
     job = make_mixed_job(conn)
     failed = lines(app, f"/api/jobs/{job}/export?state=failed")
