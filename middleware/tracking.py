@@ -23,7 +23,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessag
 from dramatiq.middleware.asyncio import AsyncIO
 from dramatiq.results import Results
 
-from callboard.middleware.attempts.outcome import Postpone, decide
+from callboard.middleware.attempts.outcome import Outcome, Postpone, decide
 from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.journal import metrics
 from callboard.middleware.message.attempt import Attempt, current_attempt
@@ -36,7 +36,7 @@ from callboard.middleware.process.outage import OutageLog, ThrottleFilter, disco
 from callboard.middleware.process.process import Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
-from callboard.middleware.submission.actor_lookup import own_signature
+from callboard.middleware.submission.actor_lookup import function_of, own_signature
 from callboard.sql import settings
 from callboard.sql.rows import Retry
 
@@ -74,6 +74,16 @@ class BadDeclaration(MiddlewareError, ValueError):
     """An actor is declared with a name that can't be recorded, or with an invalid option."""
 
 
+class NotRun(TypeError):
+    """An actor's function was called, and did not run."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the actor's function was called, and did not run: it is async or has a yield, and a decorator around it "
+            "neither awaits nor iterates what the call returns. Make that decorator do so"
+        )
+
+
 class Tracking(Middleware):
     """Records the start, the success, the failure and the retry of every message.
 
@@ -94,8 +104,8 @@ class Tracking(Middleware):
         return settings.RESULT_LIMIT.get()
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
-        """Raise BadDeclaration for a name that can't be recorded, an invalid option `results`, or an option `throws`
-        that would end Dramatiq's thread.
+        """Raise BadDeclaration for a name that can't be recorded, an invalid option `results`, an option `throws` that
+        would end Dramatiq's thread, or a generator function, which Dramatiq would call without running it.
         """
         name = actor.actor_name
         if not 0 < len(name) <= NAME_CHARACTERS or not is_name(name):
@@ -112,6 +122,8 @@ class Tracking(Middleware):
                 f"the option throws of {actor.actor_name} must be an exception's class or a tuple of them, not "
                 f"{throws!r:.100}: each error of the actor would end a thread of the worker"
             ) from None
+        if is_generator(function_of(actor)):
+            raise BadDeclaration(f"the actor {name} has a yield, so a call would not run it: write it without yield")
 
     def after_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
         """Announce an actor that is declared after the worker started; start the event loop for an async one."""
@@ -220,6 +232,8 @@ class Tracking(Middleware):
             strict=attempt.returned and broker.get_actor(message.actor_name).options.get("results") == "strict",
             result_limit=self._result_limit,
         )  # fmt: skip
+        if outcome.unkept is not None and is_unrun(broker.get_actor(message.actor_name), attempt.result):
+            outcome = Outcome("failed", describe(NotRun()))
         message.failed = self.runtime.in_flight.finish(attempt, outcome)
         message.delivery.attempt = None
 
@@ -356,6 +370,19 @@ def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
 def is_async(actor: dramatiq.Actor[..., Any]) -> bool:
     """Return whether an actor is an `async def`."""
     return inspect.iscoroutinefunction(inspect.unwrap(actor.fn))
+
+
+def is_generator(function: Any) -> bool:
+    """Return whether a call of this function only makes a generator."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def is_unrun(actor: dramatiq.Actor[..., Any], result: Any) -> bool:
+    """Return whether an actor returned its own function, not run: a coroutine that nobody awaited, or a generator."""
+    if inspect.iscoroutine(result):
+        return inspect.getcoroutinestate(result) == inspect.CORO_CREATED
+    code = getattr(result, "gi_code", None) or getattr(result, "ag_code", None)
+    return code is not None and code is getattr(inspect.unwrap(function_of(actor)), "__code__", None)
 
 
 class EventLoop(AsyncIO):

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -469,6 +470,44 @@ def test_a_coroutine_runs_whose_actor_is_declared_while_the_worker_runs(app: App
     work.send(1)
     app.broker.join("default", timeout=300_000)
     assert app.runs == {1: 1}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_an_item_whose_decorated_function_did_not_run_fails(app: App) -> None:
+    def careless(function: Callable[[int], Any]) -> Callable[[int], Any]:
+        @wraps(function)
+        def call(number: int) -> Any:
+            return function(number)
+
+        return call
+
+    @dramatiq.actor(max_retries=0)
+    @careless
+    async def coroutine(number: int) -> None:
+        app.runs[number] += 1
+
+    @dramatiq.actor(max_retries=0)
+    @careless
+    def generator(number: int) -> Iterator[int]:
+        app.runs[number] += 1
+        yield number
+
+    @dramatiq.actor(max_retries=0)
+    @careless
+    def lazy(number: int) -> Iterator[int]:
+        app.runs[number] += 1
+        return (n for n in range(number))
+
+    app.start()
+    with callboard.job("decorated") as job:
+        for number, actor in enumerate((coroutine, generator, lazy)):
+            actor.send(number)
+    status = job.wait(TIMEOUT)
+    assert app.runs == {2: 1}
+    items = list(job.items())
+    assert [item["state"] for item in items] == ["failed", "failed", "succeeded"]
+    assert [item["error"]["type"].rsplit(".")[-1] for item in items[:2]] == ["NotRun"] * 2
+    assert status["unkept"] == 1
 
 
 @pytest.mark.parametrize("works", [False, True], ids=["sender", "worker"])

@@ -2,14 +2,16 @@
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
+from functools import partial, wraps
 from queue import PriorityQueue
 from typing import Any
 from unittest.mock import Mock
 
 import dramatiq
 import pytest
+from dramatiq.actor import Actor
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries, SkipMessage
@@ -102,6 +104,38 @@ def test_an_option_throws_by_which_each_error_would_end_a_thread_is_refused(thro
     broker = StubBroker(middleware=[Retries()])
     actor = dramatiq.actor(broker=broker, actor_name="careful", throws=throws)(print)
     with pytest.raises(ValueError, match="the option throws of careful must be") if refused else nullcontext():
+        Tracking(Mock(), Mock()).before_declare_actor(broker, actor)
+
+
+def yields(number: int) -> Iterator[int]:
+    yield number
+
+
+async def yields_later(number: int) -> AsyncIterator[int]:
+    yield number
+
+
+class Yields(dramatiq.GenericActor):
+    """An actor of a class; without a broker it is not declared."""
+
+    class Meta:
+        abstract = True
+
+    def perform(self, number: int) -> Iterator[int]:
+        yield number
+
+
+@wraps(yields)
+def consumes(number: int) -> list[int]:
+    return list(yields(number))
+
+
+@pytest.mark.parametrize("function", [yields, yields_later, partial(yields, 1), Yields(), consumes, print])
+def test_a_generator_which_dramatiq_would_not_run_is_refused(function: Any) -> None:
+    broker = StubBroker(middleware=[])
+    actor = Actor(function, broker=broker, actor_name="each", queue_name="default", priority=0, options={})
+    refused = function not in (consumes, print)
+    with pytest.raises(ValueError, match="the actor each has a yield, so a call") if refused else nullcontext():
         Tracking(Mock(), Mock()).before_declare_actor(broker, actor)
 
 
