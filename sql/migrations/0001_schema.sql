@@ -306,7 +306,6 @@ CREATE TABLE callboard.items (
     worker           integer,                    -- whose outcome was recorded last
     lease            integer,                    -- of a waiting send: the lease under which its process publishes it
     crashes          smallint,                   -- crashes of workers that are charged to it; NULL: none
-    crashes_dropped  smallint,                   -- crashes that were charged until it ended normally; NULL: none
     message_uuid     uuid,                       -- the id of a send's message, if it is a UUID like Dramatiq's,
     message_id       text,                       -- or one that is no UUID; a bulk item has "job_id-item"
     actor            text,                       -- NULL: the job's

@@ -18,7 +18,7 @@ WITH event AS (
     FROM {Event} AS e, {lock_wait}
 ), locked_items AS (
     -- In the order of their keys: without ORDER BY, a small table is locked in physical order, and flushes deadlock.
-    SELECT e.*, i.state AS state_before, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
+    SELECT e.*, i.state AS state_before, i.crashes AS crashes_before, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), moved AS (
@@ -26,7 +26,6 @@ WITH event AS (
     SET state = e.state,
         attempt = i.attempt + (e.state = 'retrying')::int,
         crashes = CASE WHEN e.state = 'retrying' OR e.charged > 0 THEN nullif(coalesce(i.crashes, 0) + e.charged, 0) END,
-        crashes_dropped = CASE WHEN e.state <> 'retrying' AND e.charged = 0 THEN i.crashes END,
         worker = e.worker,
         lease = NULL,
         started_at = now() - make_interval(secs => e.age + e.elapsed),
@@ -34,7 +33,8 @@ WITH event AS (
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM locked_items AS e
     WHERE i.job_id = e.job AND i.item = e.item AND e.open
-    RETURNING i.job_id, i.item, i.queue, e.state_before, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
+    RETURNING i.job_id, i.item, i.queue, e.state_before, i.state, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
+              coalesce(i.crashes, 0) - coalesce(e.crashes_before, 0) AS crashes,
               e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place, e.failure_pattern AS pattern,
               e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result, e.unkept
@@ -75,7 +75,7 @@ WITH event AS (
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,
                count(*) FILTER (WHERE state = 'retrying' AND kind IS DISTINCT FROM 'postponed') AS retries,
-               sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes, count(unkept) AS unkept,
+               sum(crashes) AS crashes, count(unkept) AS unkept,
                min(started_at) AS first_start
         FROM moved GROUP BY job_id
         UNION ALL
