@@ -28,14 +28,15 @@ from callboard.middleware.submission.threads import in_context
 from callboard.middleware.tracking import NotTracked
 from callboard.sql.migrate import SchemaError
 from callboard.sql.settings import NotConfigured
-from callboard.sql.writes.requests import NoSuchJob, NotPossible
+from callboard.sql.writes.requests import NoSuchItem, NoSuchJob, NotPossible
 from callboard.sql.writes.submission import KeyInUse
 from callboard.stages import Stage, astages, stages
 from callboard.submit import asubmit, submit
 
 __all__ = [
-    "BadItem", "Identity", "Job", "JobClosed", "KeyInUse", "LogContext", "NoSuchJob", "NotConfigured", "NotInAnItem",
-    "NotPossible", "NotStored", "NotTracked", "Postpone", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip",
-    "Stage", "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "hold",
-    "in_context", "install", "job", "progress", "save", "send_now", "stages", "step", "submit",
+    "BadItem", "Identity", "Job", "JobClosed", "KeyInUse", "LogContext", "NoSuchItem", "NoSuchJob", "NotConfigured",
+    "NotInAnItem", "NotPossible", "NotStored", "NotTracked", "Postpone", "RabbitmqBroker", "Result", "Results",
+    "SchemaError", "Skip", "Stage", "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch",
+    "current", "get", "hold", "in_context", "install", "job", "progress", "save", "send_now", "stages", "step",
+    "submit",
 ]  # fmt: skip

@@ -191,8 +191,8 @@ class Job:
         `dry_run`: change nothing, and return how many items would be retried.
 
         `states`: failed (if None), skipped, cancelled. `items`: only those with these numbers. `error`: only those that
-        failed with it, the `id` or the `type` of one of `errors`. Raises ValueError for an invalid selection, and
-        NotPossible while the job is being stopped.
+        failed with it, the `id` or the `type` of one of `errors`. Raises ValueError for an invalid selection,
+        NoSuchItem for a number that the job has not, and NotPossible while the job is being stopped.
         """
         check_flag("dry_run", dry_run)
         act = would_retry if dry_run else retry_action.retry
@@ -274,7 +274,7 @@ def would_cancel(conn: Conn, job: int, by: Requester) -> int:
 
 def would_retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
     """Return how many items a retry would give another attempt. Raises the errors of the retry."""
-    refusals.check(conn, job, by, "retry", some_items=selection.items is not None)
+    refusals.check(conn, job, by, "retry", items=selection.items)
     return queries.run(conn, queries.retried_items(job, selection.wanted, selection.items, selection.error))
 
 

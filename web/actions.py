@@ -73,7 +73,7 @@ async def retry(call: Call[DryRun, Retry]) -> dict[str, Any]:
         wanted = RetrySelection(given.states, given.items, given.error)
         if not call.query.dry_run:
             return retry_action.retry(conn, job, by, wanted)
-        refusals.check(conn, job, by, "retry", some_items=wanted.items is not None)
+        refusals.check(conn, job, by, "retry", items=wanted.items)
         return queries.run(conn, queries.retried_items(job, wanted.wanted, given.items, given.error))
 
     if call.query.dry_run:

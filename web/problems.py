@@ -29,7 +29,7 @@ from callboard.sql.errors import (
 )
 from callboard.sql.migrate import MISFIT
 from callboard.sql.settings import NotConfigured
-from callboard.sql.writes.requests import NoSuchJob, NotPossible
+from callboard.sql.writes.requests import NoSuchItem, NoSuchJob, NotPossible
 from callboard.web.database import Busy
 from callboard.web.parameters import Refused
 
@@ -141,7 +141,7 @@ HANDLERS: dict[Any, Any] = {
     **dict.fromkeys(PREPARED, problem(503, f"{LOST_PREPARED}: {NO_PREPARED}")),
     Busy: problem(503, BUSY, {"Retry-After": "1"}),
     NotConfigured: problem(503),
-    NoSuchJob: problem(404),
+    **dict.fromkeys((NoSuchJob, NoSuchItem), problem(404)),
     **dict.fromkeys((NotPossible, SubmittedElsewhere), problem(409)),
     **dict.fromkeys((UserFunctionFailed, *RAISED), _refused_by_function),
     **dict.fromkeys(MISFIT, problem(503, BEHIND)),

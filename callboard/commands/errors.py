@@ -22,7 +22,7 @@ from callboard.sql.errors import (
 )
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
-from callboard.sql.writes.requests import NotPossible
+from callboard.sql.writes.requests import NoSuchItem, NotPossible
 
 #: What is wrong and what to do, by the error of a database that refuses a valid statement.
 REFUSALS: dict[type[Exception], tuple[str, str]] = {
@@ -45,7 +45,7 @@ class CommandError(Exception):
 
 def explain(error: Exception) -> str | None:  # noqa: PLR0911, C901 — a return for each kind of error
     """Return the line for an error; None for a bug in Callboard."""
-    if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible)):
+    if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible, NoSuchItem)):
         return str(error)
     if isinstance(error, NotStarted):
         # Its text ends with lines of a log; the last line is enough.

@@ -1,10 +1,10 @@
 -- name: job_status
 -- The status of a job, before an action. Caller: requests.job_status.
--- Rows: one, (state, being stopped, failed, skipped, cancelled, has stages, its parent); none: no such job, a deleted job,
+-- Rows: one, (state, being stopped, failed, skipped, cancelled, total, has stages, its parent); none: no such job, a deleted job,
 -- or not of this tenant.
 SELECT state::text, stopping IS NOT NULL, failed, skipped,
        CASE WHEN finished_at IS NULL THEN cancelled ELSE total - succeeded - failed - skipped END,
-       stages IS NOT NULL, parent_id
+       total, stages IS NOT NULL, parent_id
 FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 
 -- name: database_time

@@ -1,7 +1,9 @@
 """Checks whether an action on a job is possible, for the actions themselves, and for callers that only check."""
 
+from collections.abc import Iterable
+
 from callboard.sql.pool import Conn
-from callboard.sql.writes.requests import JobStatus, NotPossible, Requester, job_status, refuse
+from callboard.sql.writes.requests import JobStatus, NoSuchItem, NotPossible, Requester, job_status, refuse
 
 #: Why an action is not possible in the job's state.
 WHY = {
@@ -13,13 +15,12 @@ WHY = {
 }
 
 
-def check(conn: Conn, job: int, by: Requester, action: str, *, some_items: bool = False) -> None:
-    """Raise NoSuchJob or NotPossible if the action would; change nothing. `some_items`: a retry of items by number."""
+def check(conn: Conn, job: int, by: Requester, action: str, *, items: Iterable[int] | None = None) -> None:
+    """Raise NoSuchJob, NoSuchItem or NotPossible if the action would; change nothing. `items`: those to retry."""
     status = job_status(conn, job, by)
     if action == "retry":
         refused = status.stopping
-        if some_items and status.has_stages:
-            refuse_items_of_stages(job)
+        refuse_items(job, status, items)
     elif action == "delete":
         if status.parent is not None:
             raise NotPossible(f"job {job} is a stage of job {status.parent}: delete that one, with its stages")
@@ -37,6 +38,13 @@ def refuse_stage(job: int, status: JobStatus) -> None:
         raise NotPossible(f"job {job} is a stage of job {status.parent}: apply this to job {status.parent}")
 
 
-def refuse_items_of_stages(job: int) -> None:
-    """Raise NotPossible for item numbers of a job with stages."""
-    raise NotPossible(f"job {job} has stages, and each has its own items: retry them in the stage's job")
+def refuse_items(job: int, status: JobStatus, items: Iterable[int] | None) -> None:
+    """Raise NotPossible for item numbers of a job with stages, and NoSuchItem for a number that the job has not."""
+    if items is None:
+        return
+    if status.has_stages:
+        raise NotPossible(f"job {job} has stages, and each has its own items: retry them in the stage's job")
+    if (last := max(items, default=-1)) >= status.total:
+        raise NoSuchItem(
+            f"there is no item {last} of job {job}: its items are numbered from 0, and it has {status.total:,}"
+        )

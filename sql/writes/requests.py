@@ -39,6 +39,10 @@ class RowLocked(NotPossible):
     """Another transaction has locked a row of the job; the action may be possible when that has ended."""
 
 
+class NoSuchItem(LookupError):
+    """The job has no item with this number."""
+
+
 @contextmanager
 def action_transaction(conn: Conn) -> Iterator[None]:
     """Run a block as an action on jobs: in a transaction, or in a savepoint of the open one.
@@ -75,13 +79,14 @@ class Requester:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """The status of a job: its state, its items that ended without success, and its relation to stages."""
+    """The status of a job: its state, its items, those that ended without success, and its relation to stages."""
 
     state: str
     stopping: bool
     failed: int
     skipped: int
     cancelled: int
+    total: int
     has_stages: bool
     parent: int | None
 

@@ -17,7 +17,7 @@ from callboard.sql.rows import StageRow
 from callboard.sql.statements import execute, fetch_value, gives_row, statement
 from callboard.sql.states import RETRIABLE
 from callboard.sql.writes import jobs, stages
-from callboard.sql.writes.refusals import WHY, refuse_items_of_stages
+from callboard.sql.writes.refusals import WHY, refuse_items
 from callboard.sql.writes.requests import (
     NotPossible,
     Requester,
@@ -96,12 +96,13 @@ def retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int
     """Give selected items another attempt, and reopen an ended job; return the number of items.
 
     The selection applies to all stages of a job with stages, and stages that were not made yet are made then. If `job`
-    is a stage, only its own items are retried. Stages that are made are not made again. Raises NoSuchJob, and
-    NotPossible while the job is being stopped.
+    is a stage, only its own items are retried. Stages that are made are not made again. Raises NoSuchJob, NoSuchItem,
+    and NotPossible while the job is being stopped.
     """
     for left in reversed(range(MAX_TRIES)):
         try:
             status = job_status(conn, job, by)
+            refuse_items(job, status, selection.items)
             if status.parent is not None:
                 return _retry_stages(conn, status.parent, by, selection, only=job)
             return (_retry_stages if status.has_stages else _retry_job)(conn, job, by, selection)
@@ -134,8 +135,6 @@ def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -
 
 def _retry_stages(conn: Conn, parent: int, by: Requester, selection: RetrySelection, only: int | None = None) -> int:
     """Retry items of all stages, or of the stage `only`."""
-    if selection.items is not None and only is None:
-        refuse_items_of_stages(parent)
     count = 0
     with action_transaction(conn):
         locked = stages.lock_parent(conn, parent)

@@ -110,6 +110,9 @@ def test_a_dry_run_says_how_many_items_and_changes_nothing(call: Call, conn: Con
     assert call("retry", job, "--dry-run")[1] == "5 items would get another attempt\n"
     assert document(call("retry", job, "--state", "skipped", "--dry-run", "--json")) == {"items": 5}
     assert document(call("retry", job, "--item", 20, "--dry-run", "--json")) == {"items": 1}
+    assert call("retry", job, "--item", 20, "--item", 100) == (
+        1, "", f"callboard: there is no item 100 of job {job}: its items are numbered from 0, and it has 100\n"
+    )  # fmt: skip
     assert call("cancel", job, "--dry-run")[1] == "67 items would never start\n"
     after = document(call("status", job, "--json"))
     assert [after[state] for state in ITEM_STATES] == [before[state] for state in ITEM_STATES]

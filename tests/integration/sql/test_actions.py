@@ -14,6 +14,7 @@ import pytest
 
 import callboard
 from callboard import Identity
+from callboard.job import would_retry
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -23,7 +24,7 @@ from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions as writes
 from callboard.sql.writes import claims, jobs, outcomes, publishing, retention, retry_action, sends, submission, sweep
-from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
+from callboard.sql.writes.requests import NoSuchItem, NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import create_app
 from tests.support.clients import client
@@ -389,7 +390,10 @@ def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is
 
 def test_a_retry_takes_what_is_chosen(conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert retry_action.retry(conn, job, ANNA, RetrySelection(items=[20, 25, 0, 40, 99_999])) == 2
+    for count in (retry_action.retry, would_retry):
+        with pytest.raises(NoSuchItem, match=f"there is no item 100 of job {job}: .* it has 100"):
+            count(conn, job, ANNA, RetrySelection(items=[20, 100]))
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(items=[20, 25, 0, 40])) == 2
     assert retry_action.retry(conn, job, ANNA, RetrySelection(error="KeyError")) == 0
     assert retry_action.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 4
     assert retry_action.retry(conn, job, ANNA, RetrySelection(["skipped"])) == 4

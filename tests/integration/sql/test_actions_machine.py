@@ -14,7 +14,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing, PublishClaim
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry_action, sweep
-from callboard.sql.writes.requests import NotPossible, Requester
+from callboard.sql.writes.requests import NoSuchItem, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.integration.sql.test_record import Tracking, drift, event
 from tests.support.jobs import make_job
@@ -89,7 +89,7 @@ class Controlled(Tracking):
         jobs.stop_overdue_jobs(self.conn)
 
     def _say(self, say: Any, data: st.DataObject) -> None:
-        with suppress(NotPossible):
+        with suppress(NotPossible, NoSuchItem):
             say(data.draw(st.sampled_from(self.jobs)))
 
     @rule(ended=st.booleans())

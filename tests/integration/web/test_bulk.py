@@ -73,7 +73,8 @@ def test_a_dry_run_refuses_what_the_action_refuses(conn: Conn, http: httpx.Clien
     for method, path, body in (
         ("POST", f"{done}/cancel", None), ("POST", f"{stage}/cancel", None), ("POST", f"{stopping}/retry", None),
         ("DELETE", f"{job}", None), ("DELETE", f"{stage}", None), ("POST", f"{parent}/retry", {"items": [1]}),
-        ("POST", "5/cancel", None), ("POST", f"{job}/retry", {"states": ["succeeded"]}),
+        ("POST", "5/cancel", None), ("POST", f"{job}/retry", {"items": [0, 100]}),
+        ("POST", f"{job}/retry", {"states": ["succeeded"]}),
     ):  # fmt: skip
         tried, real = (http.request(method, f"/jobs/{path}{more}", json=body) for more in ("?dry_run=true", ""))
         assert tried.status_code >= 400
