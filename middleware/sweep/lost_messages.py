@@ -27,7 +27,7 @@ log = logging.getLogger("callboard.sweep")
 #: Items per searched range: for a job that changed lately, and for a job that stands still.
 RANGE_ITEMS, STILL_RANGE_ITEMS = 100_000, 1_000_000
 #: The most open jobs, and items of theirs, that one search looks at.
-SEARCH_JOBS, SEARCH_ITEMS = 150, 2_000_000
+SEARCH_JOBS, SEARCH_ITEMS = 120, 2_000_000
 #: The most suspects that one range adds, and that a queue has at a time, so that none is crowded out by another.
 RANGE_SUSPECTS, QUEUE_SUSPECTS = 20_000, 50_000
 #: Seconds without a change after which a job stands still.

@@ -39,7 +39,7 @@ RENEWED_SECONDS = timings.SUBMISSION_LEASE_SECONDS / 3 + 5.0
 #: Seconds by which its clock may be set back without any consequence.
 SET_BACK_SECONDS = 1.0
 #: Seconds between two rounds, and while one has left open jobs to the next.
-PERIOD_SECONDS, MORE_SECONDS = 2.0, 0.75
+PERIOD_SECONDS, MORE_SECONDS = 2.0, 0.6
 #: Seconds for which the lease of the elected process holds after a round.
 LEASE_SECONDS = 10.0
 #: Seconds between two rounds while there is nothing to sweep.
@@ -47,7 +47,7 @@ REST_SECONDS = 40.0
 #: Seconds between two samples of a job.
 SAMPLE_SECONDS = 4.0
 #: Open jobs that one round looks at; the next rounds look at the others. More would hold up the rest of a round.
-PAGE_JOBS = 150
+PAGE_JOBS = 120
 #: Seconds after which a step that writes job by job begins no further one: each may wait for a lock.
 APART_SECONDS = 2.0
 #: Seconds between two searches for lost messages.
