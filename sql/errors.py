@@ -30,16 +30,20 @@ TRANSIENT = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     PoolTimeout,
 )
-#: The error of a database that takes no writes, and what to do.
-READ_ONLY = "the database can only be read"
-PRIMARY = "set DATABASE_URL to a server that takes writes, not a standby, or end its read-only mode"
-#: The error of a role that lacks a right, and what to do.
-NO_RIGHT, GIVE_RIGHT = "the database refuses this user", "give it the right, or use another user"
-#: The errors of a pooler that gives a session the prepared statements of another, what is wrong, and what to do.
-PREPARED = (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName)
-LOST_PREPARED, NO_PREPARED = "the pooler loses prepared statements", "set CALLBOARD_PREPARE=off"
-#: The error of a database whose disk is full, and what to do.
-FULL, FREE_SPACE = "the disk of the database is full", "free space on the disk of PostgreSQL"
+#: What is wrong and what to do, by the error of a database that refuses a valid statement. The last two: a pooler gives
+#: a session the prepared statements of another.
+REFUSALS: dict[type[Exception], tuple[str, str]] = {
+    psycopg.errors.InsufficientPrivilege: ("the database refuses this user", "give it the right, or use another user"),
+    psycopg.errors.ReadOnlySqlTransaction: (
+        "the database can only be read",
+        "set DATABASE_URL to a server that takes writes, not a standby, or end its read-only mode",
+    ),
+    psycopg.errors.DiskFull: ("the disk of the database is full", "free space on the disk of PostgreSQL"),
+    **dict.fromkeys(
+        (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName),
+        ("the pooler loses prepared statements", "set CALLBOARD_PREPARE=off"),
+    ),
+}
 #: The patterns of a function's name in a line of an error's context, in any language (lc_messages). For PL/pgSQL: the
 #: schema, unless it is in the search path, and the name, before the arguments. For other languages: the name in quotes.
 _LANGUAGE = re.compile(r"(PL/\w+)|SQL")
@@ -175,7 +179,7 @@ def connect_advice(error: BaseException) -> str:
     if re.search("connection slots|too many", str(error)):
         return "close other connections, raise max_connections, or let PgBouncer share them"
     if "No space left on device" in str(error):
-        return FREE_SPACE
+        return REFUSALS[psycopg.errors.DiskFull][1]
     return next((do for text, do in _TLS_ADVICE if text in str(error)), "start PostgreSQL, or correct DATABASE_URL")
 
 

@@ -13,20 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from callboard.middleware.submission.submission import SubmittedElsewhere
-from callboard.sql.errors import (
-    FREE_SPACE,
-    FULL,
-    GIVE_RIGHT,
-    LOST_PREPARED,
-    NO_PREPARED,
-    NO_RIGHT,
-    PREPARED,
-    PRIMARY,
-    RAISED,
-    READ_ONLY,
-    UserFunctionFailed,
-    refusal,
-)
+from callboard.sql.errors import RAISED, REFUSALS, UserFunctionFailed, refusal
 from callboard.sql.migrate import MISFIT
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchItem, NoSuchJob, NotPossible
@@ -128,17 +115,16 @@ async def _refused_by_function(_request: Request | None, error: psycopg.Error) -
 
 
 async def _refused_by_right(_request: Request | None, error: psycopg.Error) -> Problem:
-    return Problem(503, f"{NO_RIGHT}: {error.diag.message_primary or error}; {GIVE_RIGHT}")
+    what, do = REFUSALS[psycopg.errors.InsufficientPrivilege]
+    return Problem(503, f"{what}: {error.diag.message_primary or error}; {do}")
 
 
 HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
     psycopg.OperationalError: problem(503, UNREACHABLE, {"Retry-After": "1"}),
     psycopg.errors.QueryCanceled: problem(503, SLOW),
-    psycopg.errors.DiskFull: problem(503, f"{FULL}: {FREE_SPACE}"),
+    **{kind: problem(503, f"{what}: {do}") for kind, (what, do) in REFUSALS.items()},
     psycopg.errors.InsufficientPrivilege: _refused_by_right,
-    psycopg.errors.ReadOnlySqlTransaction: problem(503, f"{READ_ONLY}: {PRIMARY}"),
-    **dict.fromkeys(PREPARED, problem(503, f"{LOST_PREPARED}: {NO_PREPARED}")),
     Busy: problem(503, BUSY, {"Retry-After": "1"}),
     NotConfigured: problem(503),
     **dict.fromkeys((NoSuchJob, NoSuchItem), problem(404)),

@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
+import psycopg
 import typer
 from rich.text import Text
 
@@ -18,7 +19,7 @@ from callboard.middleware.rabbitmq import confirms, queue_admin
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer
 from callboard.middleware.submission import item_encoding
 from callboard.sql import migrate, settings
-from callboard.sql.errors import PRIMARY, READ_ONLY
+from callboard.sql.errors import REFUSALS
 from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import Conn, connect, database_address
 from callboard.sql.reads import queries
@@ -141,7 +142,7 @@ def _database(conn: Conn) -> Iterator[Finding]:
             "set the clocks: limits and times use the database's clock",
         )  # fmt: skip
     if server["read_only"]:
-        yield Finding("database", WRONG, READ_ONLY, PRIMARY)
+        yield Finding("database", WRONG, *REFUSALS[psycopg.errors.ReadOnlySqlTransaction])
     if conn.info.backend_pid != server["pid"]:
         yield _pooler()
 

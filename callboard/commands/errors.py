@@ -6,31 +6,11 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.commands.services import NotStarted
-from callboard.sql.errors import (
-    FREE_SPACE,
-    FULL,
-    GIVE_RIGHT,
-    LOST_PREPARED,
-    NO_PREPARED,
-    NO_RIGHT,
-    PREPARED,
-    PRIMARY,
-    READ_ONLY,
-    connect_advice,
-    is_connection_lost,
-    refusal,
-)
+from callboard.sql.errors import REFUSALS, connect_advice, is_connection_lost, refusal
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchItem, NotPossible
 
-#: What is wrong and what to do, by the error of a database that refuses a valid statement.
-REFUSALS: dict[type[Exception], tuple[str, str]] = {
-    psycopg.errors.InsufficientPrivilege: (NO_RIGHT, GIVE_RIGHT),
-    psycopg.errors.ReadOnlySqlTransaction: (READ_ONLY, PRIMARY),
-    psycopg.errors.DiskFull: (FULL, FREE_SPACE),
-    **dict.fromkeys(PREPARED, (LOST_PREPARED, NO_PREPARED)),
-}
 #: The errors of a database that can't be reached, or refuses a valid statement: `explain` has a line for each.
 REFUSED: tuple[type[Exception], ...] = (psycopg.OperationalError, *REFUSALS)
 
