@@ -15,7 +15,7 @@ import pika
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.common import q_name, xq_name
 from dramatiq.errors import BrokerConnectionError
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import IOLoop, PollPoller, SelectConnection
 from pika.adapters.utils.nbio_interface import AbstractIOReference, AbstractStreamProtocol, AbstractStreamTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
@@ -104,6 +104,16 @@ class _GatheringTransport(AbstractStreamTransport):  # type: ignore[misc]
     def abort(self) -> None:
         """See pika."""
         self._transport.abort()
+
+
+class _Loop(IOLoop):  # type: ignore[misc]
+    """A loop that waits with `poll`. With epoll, pika opens a file descriptor each time the loop starts; if the process
+    has none left, the loop never starts again.
+    """
+
+    @staticmethod
+    def _get_poller(get_wait_seconds: Callable[[], float | None], process_timeouts: Callable[[], None]) -> PollPoller:
+        return PollPoller(get_wait_seconds, process_timeouts)
 
 
 class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]
@@ -452,7 +462,11 @@ class ConfirmingPublisher:
         self.close()  # the connection to a node that did not answer
         self._close_reason, self._close_code, self._blocked = "", None, ""
         self._address = address(parameters)
-        self._services = _Services(IOLoop())
+        try:
+            self._services = _Services(_Loop())
+        except OSError as error:  # such as no free file descriptor
+            self._on_lost(error)
+            return None
         self._connection = SelectConnection(
             parameters,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
@@ -510,8 +524,11 @@ class ConfirmingPublisher:
         while True:
             left = max(end - time.monotonic(), 0.0)
             timer = loop.call_later(min(left, RENEW_SECONDS), loop.stop)
-            with self._services.serving():
-                loop.start()
+            try:
+                with self._services.serving():
+                    loop.start()
+            except OSError as error:  # such as no free file descriptor for a socket
+                self._on_lost(error)
             loop.remove_timeout(timer)
             if self._stopped or left <= RENEW_SECONDS:
                 return

@@ -1,10 +1,13 @@
 """Publishing to RabbitMQ: over a connection that stands still, and what RabbitMQ does not take."""
 
 import gc
+import os
 import re
+import resource
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from select import select
 from typing import Any
@@ -103,6 +106,32 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
         assert wait_until(lambda: bool(select([socket], [], [], 0)[0]), 300)  # here it is
     assert transport.publish([outgoing(n) for n in range(50)]) == [True] * 50
     assert transport.depth("work") == 50
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """In its block this process can open no file and no socket."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # all below it are in use
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(lowest)
+
+
+def test_a_process_without_a_free_descriptor_publishes_on_and_connects_when_it_has_some(amqp_url: str) -> None:
+    """The loop could not start once, and then never again: the publisher of that process published nothing more."""
+    with transport_to(amqp_url) as transport:
+        assert transport.publish([outgoing(0)]) == [True]
+        with no_descriptor_left():
+            assert transport.publish([outgoing(1)]) == [True]
+        transport.close()
+        with no_descriptor_left(), pytest.raises(Unreachable, match=r"^RabbitMQ at .+: .*Too many open files"):
+            transport.publish([outgoing(2)])
+        assert transport.publish([outgoing(2)]) == [True]
+        assert transport.depth("work") == 3
 
 
 def test_after_a_refusal_of_all_messages_another_connection_tries(amqp_url: str) -> None:
