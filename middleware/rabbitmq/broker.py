@@ -12,18 +12,23 @@ from dramatiq.middleware import Middleware
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from callboard.middleware.process.outage import reason
-from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher, address
+from callboard.middleware.rabbitmq.confirms import CHANNELS, TOO_FEW_CHANNELS, ConfirmingPublisher, address
 from callboard.middleware.rabbitmq.consumer import RabbitmqConsumer
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracked_broker import TrackedBroker
 from callboard.sql.pool import database_address
+from callboard.sql.settings import NotConfigured
 
 
 class TrackedRabbitmqBroker(TrackedBroker, StockBroker):
     """Dramatiq's RabbitmqBroker, tracked."""
 
     def start_tracking(self, database_url: str) -> None:
-        """See TrackedBroker."""
+        """See TrackedBroker. Raises NotConfigured if the publisher can't have its channels."""
+        nodes: Any = self.parameters
+        nodes = nodes if isinstance(nodes, list) else [nodes]
+        if any(node.channel_max < CHANNELS for node in nodes):
+            raise NotConfigured(f"{address(nodes)} {TOO_FEW_CHANNELS}")
         self._track(Runtime(database_url, partial(ConfirmingPublisher, self), remote=True))
 
     @property

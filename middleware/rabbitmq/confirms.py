@@ -37,6 +37,11 @@ SILENT_SECONDS = 3 * CONFIRM_SECONDS
 BLOCKED_SECONDS = 5.0
 #: Seconds between two calls of `while_waiting`, which renews claims.
 RENEW_SECONDS = timings.PUBLISH_LEASE_SECONDS / 4
+#: The channels that a publisher needs on its connection, and what is wrong with fewer.
+CHANNELS = 2
+TOO_FEW_CHANNELS = (
+    f"allows fewer than {CHANNELS} channels on a connection: raise channel_max in AMQP_URL, or in RabbitMQ's settings"
+)
 #: Messages that are written between two runs of the connection's loop.
 SERVE_EVERY_MESSAGES = 100
 #: Bytes that are gathered before they are written to the socket.
@@ -417,7 +422,10 @@ class ConfirmingPublisher:
             self._question_channel, self._question_error = None, str(reason)
             self._stop_loop()
 
-        channel = connection.channel(on_open_callback=on_open)
+        try:
+            channel = connection.channel(on_open_callback=on_open)
+        except pika.exceptions.NoFreeChannels:
+            raise Unreachable(f"{self._address} {TOO_FEW_CHANNELS}") from None
         channel.add_on_close_callback(on_close)
         self._run_loop(CONFIRM_SECONDS)
 

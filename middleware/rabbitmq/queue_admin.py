@@ -38,12 +38,17 @@ UNUSABLE = (ValueError, TypeError, SyntaxError, AttributeError, OSError)
 #: The errors of a request to a host without a management API.
 UNREACHABLE = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 
-#: Advice by a part of OpenSSL's error text; the first match counts.
+#: Advice by a part of the error text of a connection with TLS, or without it to a port that has it; the first match
+#: counts.
 TLS_ADVICE = (
     ("certificate has expired", "renew the certificate of RabbitMQ"),
     ("certificate is not valid for", "use a host in AMQP_URL that RabbitMQ's certificate names"),
     ("CERTIFICATE_VERIFY_FAILED", "set SSL_CERT_FILE to the certificate that signed RabbitMQ's"),
     ("WRONG_VERSION_NUMBER", "begin AMQP_URL with amqp://, or use the TLS port in it, 5671 by default"),
+    *(
+        (lost, "begin AMQP_URL with amqps:// if that is RabbitMQ's TLS port, else start it")
+        for lost in ("Connection reset by peer", "Transport indicated EOF")
+    ),
 )
 
 #: RabbitMQ's text about a missing right to a virtual host, or to a queue or an exchange in it.

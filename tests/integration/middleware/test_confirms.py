@@ -197,6 +197,11 @@ def test_messages_for_a_queue_that_the_user_may_not_declare_wait_and_the_others_
         broker.request("DELETE", f"users/{vhost}")
 
 
+def test_a_node_that_allows_one_channel_is_named(amqp_url: str) -> None:
+    with transport_to(f"{amqp_url}?channel_max=1") as transport, pytest.raises(Unreachable, match="raise channel_max"):
+        transport.depth("work")
+
+
 def test_a_queue_whose_name_is_too_long_does_not_stop_the_others(amqp_url: str) -> None:
     with transport_to(amqp_url) as transport:
         assert transport.depth("q" * 256) == 0

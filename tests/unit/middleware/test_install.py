@@ -7,6 +7,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.broker import MessageProxy
+from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
 from dramatiq.brokers.stub import StubBroker
 
 from callboard.middleware.install import install, make_broker
@@ -47,6 +48,15 @@ def test_an_address_of_a_broker_that_cant_be_used_is_named(monkeypatch: pytest.M
     with pytest.raises(NotConfigured, match=r"AMQP_URL: .*its parameter cacertfile can't be used") as refused:
         make_broker()
     assert "secret" not in str(refused.value)
+
+
+def test_a_broker_with_one_channel_on_a_connection_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_URL", "amqp://one;amqps://app:secret@two?channel_max=1")
+    with pytest.raises(NotConfigured, match="RabbitMQ at one:5672 or two:5671 allows fewer than 2 channels"):
+        make_broker("postgresql://elsewhere/")
+    broker = StockRabbitmqBroker(host="one", channel_max=1)
+    with pytest.raises(NotConfigured, match="raise channel_max"):
+        install(broker, database_url="postgresql://elsewhere/")
 
 
 def test_the_ping_of_a_worker_declares_no_queue() -> None:

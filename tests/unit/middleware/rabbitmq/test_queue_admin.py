@@ -94,6 +94,16 @@ def test_what_to_do_about_tls_with_a_port_that_has_none() -> None:
     assert connect_advice(refused.value).startswith("begin AMQP_URL with amqp://")
 
 
+def test_what_to_do_about_a_port_with_tls_without_it() -> None:
+    with (
+        https_server(BaseHTTPRequestHandler) as port,
+        pytest.raises(NoAnswer) as refused,
+        connected(f"amqp://127.0.0.1:{port}"),
+    ):
+        pass
+    assert connect_advice(refused.value).startswith("begin AMQP_URL with amqps://")
+
+
 def test_a_node_is_asked_once_however_many_tries_its_address_has(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[int]()
 
