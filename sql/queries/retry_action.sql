@@ -150,9 +150,9 @@ ORDER BY i.item
 -- Caller: retry. Rows: one, the changes of the job's counters.
 -- Sets of items are joined by job, too, although it is one, and the guard is a column, not a join condition: for a job or
 -- a state without statistics the planner expects one row, and would compare it with all others.
--- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
--- `locked`: the items (lock_retried_items) and the jobs are already locked. An item that ended since then and that another
--- transaction has locked is skipped: to wait for it with a lock of a job could be a deadlock.
+-- Lock order: items, which lock_retried_items has locked by key; then their outbox rows; the job before its errors, as in a
+-- flush. An item that ended since then and that another transaction has locked is skipped: to wait for it with a lock of a
+-- job could be a deadlock.
 -- A transaction that adds an outbox row of an ended item has locked the item or its job. If a row is added in spite of
 -- that, the unique key refuses this one, and the retry starts again. So no row needs the two steps of an ON CONFLICT.
 WITH chosen AS (
@@ -166,18 +166,12 @@ WITH chosen AS (
     SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i
     WHERE i.job_id = %(job)s AND i.state = 'cancelled' AND 'cancelled' = ANY (%(states)s::text[])
       AND (%(items)s::int[] IS NULL OR i.item = ANY (%(items)s::int[])) AND %(error)s::text IS NULL
-), waited AS (
+), held AS (
     SELECT i.job_id, i.item, i.crashes, i.state, i.attempt = c.attempt AS still
     FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
-    WHERE NOT %(locked)s
-    ORDER BY i.item FOR NO KEY UPDATE OF i
-), at_once AS (
-    SELECT i.job_id, i.item, i.crashes, i.state, i.attempt = c.attempt AS still
-    FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
-    WHERE %(locked)s
     FOR NO KEY UPDATE OF i SKIP LOCKED
 ), ended AS MATERIALIZED (
-    SELECT job_id, item, state, crashes FROM (SELECT * FROM waited UNION ALL SELECT * FROM at_once) AS locked
+    SELECT job_id, item, state, crashes FROM held
     WHERE still AND state IN ('failed', 'skipped', 'cancelled') AND state::text = ANY (%(states)s::text[])
 ), moved AS (
     UPDATE callboard.items AS i

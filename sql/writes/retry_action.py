@@ -121,11 +121,8 @@ def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -
             refuse(job, status, WHY["retry"])
         if not any(getattr(status, state) for state in selection.wanted):
             return 0
-        if status.over:
-            _lock_items(conn, [job], [job], selection)
-            count, changes = _retry_ended_job(conn, job, selection)
-        else:
-            count, changes = _retry_open_job(conn, job, selection, locked=False)
+        _lock_items(conn, [job], [job] if status.over else [], selection)
+        count, changes = (_retry_ended_job if status.over else _retry_open_job)(conn, job, selection)
         if not count:
             raise psycopg.Rollback  # undo `cancel_rest`: cancelled items that were not selected stay unchanged
         _reopen(conn, job, changes)
@@ -216,13 +213,9 @@ def _lock_items(conn: Conn, ids: Sequence[int], over: Sequence[int], selection: 
     conn.execute(statement("lock_retried_items"), parameters, prepare=False)  # see _retry_ended_items
 
 
-def _retry_open_job(
-    conn: Conn, job: int, selection: RetrySelection, *, locked: bool = True
-) -> tuple[int, dict[str, Any]]:
-    """Retry ended items of an open job. Returns their number, and the changes of the job's counters. `locked`: they are
-    locked by `_lock_items`.
-    """
-    ended, changes = _retry_ended_items(conn, job, selection, locked=locked)
+def _retry_open_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[int, dict[str, Any]]:
+    """Retry ended items of an open job. Returns their number, and the changes of the job's counters."""
+    ended, changes = _retry_ended_items(conn, job, selection)
     return ended, {**changes, "over": False, "whole": False, "rest": 0}
 
 
@@ -245,15 +238,15 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
     if left:
         below = watermark if whole else timings.MAX_ITEM
         sent = execute(conn, "send_open_items", job=job, below=below).rowcount
-    ended, changes = _retry_ended_items(conn, job, selection, locked=True)
+    ended, changes = _retry_ended_items(conn, job, selection)
     changes["in_turn"] += sent
     changes["published"] += published
     count = ended - changes["cancelled"] + (cancelled if whole else changes["cancelled"] + sent)
     return count, {**changes, "over": True, "whole": whole, "rest": rest}
 
 
-def _retry_ended_items(conn: Conn, job: int, selection: RetrySelection, *, locked: bool) -> tuple[int, dict[str, Any]]:
-    parameters = {**selection.parameters, "job": job, "error": selection.error, "locked": locked}
+def _retry_ended_items(conn: Conn, job: int, selection: RetrySelection) -> tuple[int, dict[str, Any]]:
+    parameters = {**selection.parameters, "job": job, "error": selection.error}
     with conn.cursor(row_factory=dict_row) as cursor:
         # Not prepared, so that it is planned for these items: a generic plan would scan all their numbers for each
         # failed item.

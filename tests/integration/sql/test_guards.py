@@ -97,6 +97,13 @@ def waiting_for(query: str, parameters: dict[str, Any]) -> Step:
     return lambda conn: conn.execute(text, with_timings(parameters)).rowcount
 
 
+def retries(job: int, state: str, items: list[int] | None) -> Step:
+    """The part of a retry that gives items another attempt, made to wait as above. Gives the counts that it returns."""
+    given = {"job": job, "states": [state], "items": items, "error": None}
+    text: Any = statement("retry_ended_items").replace("SKIP LOCKED", "")
+    return lambda conn: conn.execute(text, given).fetchone()
+
+
 OUTBOX = "SELECT attempt, in_turn, claimed_until IS NOT NULL FROM callboard.outbox"
 ITEM = "SELECT state::text, attempt FROM callboard.items"
 
@@ -283,11 +290,7 @@ def failed(conn: Conn) -> int:
 @pytest.mark.parametrize("items", [None, [0]])
 def test_two_retries_at_once_give_one_attempt(items: list[int] | None, scene: Scene) -> None:
     job = failed(scene.conn)
-    given = {"job": job, "states": ["failed"], "items": items, "error": None, "locked": False}
-    second = scene.after(
-        lambda c: retry_action.retry(c, job, BY, RetrySelection()),
-        lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),
-    )
+    second = scene.after(lambda c: retry_action.retry(c, job, BY, RetrySelection()), retries(job, "failed", items))
     assert second == (0,) * 7
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("waiting", 2)
     assert scene.drift == []
@@ -296,13 +299,12 @@ def test_two_retries_at_once_give_one_attempt(items: list[int] | None, scene: Sc
 def test_a_retry_after_a_retry_that_failed_again(scene: Scene) -> None:
     """The attempt that it chose is not the last any more."""
     job = failed(scene.conn)
-    given = {"job": job, "states": ["failed"], "items": None, "error": None, "locked": False}
 
     def again(conn: Conn) -> None:
         retry_action.retry(conn, job, BY, RetrySelection())
         ends(job, "failed", 2)(conn)
 
-    assert scene.after(again, lambda c: c.execute(statement("retry_ended_items"), given).fetchone()) == (0,) * 7
+    assert scene.after(again, retries(job, "failed", None)) == (0,) * 7
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("failed", 2)
     assert scene.drift == []
 
@@ -315,10 +317,8 @@ def test_two_retries_at_once_of_what_was_cancelled(scene: Scene) -> None:
     jobs.close_stopped(scene.conn)
     retry_action.retry(scene.conn, job, BY, RetrySelection(items=[0]))
     assert scene.one("SELECT cancelled FROM callboard.jobs") == (1,)
-    given = {"job": job, "states": ["cancelled"], "items": [1], "error": None, "locked": False}
     second = scene.after(
-        lambda c: retry_action.retry(c, job, BY, RetrySelection(items=[1])),
-        lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),
+        lambda c: retry_action.retry(c, job, BY, RetrySelection(items=[1])), retries(job, "cancelled", [1])
     )
     assert second == (0,) * 7
     assert scene.drift == []
