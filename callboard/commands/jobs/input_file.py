@@ -68,7 +68,6 @@ def _utf8(source: BinaryIO, encoding: str | None, say: Callable[[str], None]) ->
         say(f"reading the file as {encoding.upper()}, by its byte order mark")
     if encoding is None:
         _check_text(head)
-    if encoding is None:
         yield source
         return
     with TemporaryFile(prefix="callboard-") as text:
