@@ -10,7 +10,7 @@ import psycopg
 import typer
 from rich.text import Text
 
-from callboard.commands import actor_modules, output
+from callboard.commands import output
 from callboard.commands.database import reach
 from callboard.commands.errors import REFUSED, CommandError, explain
 from callboard.commands.output import AsJson
@@ -21,7 +21,7 @@ from callboard.middleware.submission import item_encoding
 from callboard.sql import migrate, settings
 from callboard.sql.errors import REFUSALS
 from callboard.sql.migrate import SchemaError
-from callboard.sql.pool import Conn, connect, database_address
+from callboard.sql.pool import Conn, broker_addresses, connect, database_address
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.reads.job_view import OPEN, SUBMITTING
@@ -66,7 +66,6 @@ def doctor(
 
     It changes nothing, except that it makes one job of one item per queue, and deletes it.
     """
-    actor_modules.use_running_stack()
     findings = []
     for finding in examine(timeout if ping else None):
         findings.append(finding)
@@ -85,7 +84,7 @@ def examine(timeout: float | None) -> Iterator[Finding]:
     pings.
     """
     yield from _settings()
-    addresses = settings.AMQP_URL.get()
+    addresses = broker_addresses()
     try:
         url = database_address()
         with reach(url):

@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from callboard.commands import actor_modules, output
+from callboard.commands import output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
 from callboard.commands.output import AsJson
 from callboard.middleware.rabbitmq import queue_admin
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer
-from callboard.sql import settings
+from callboard.sql.pool import broker_addresses
 from callboard.sql.reads import queries
 from callboard.words import count
 
@@ -27,8 +27,7 @@ def put_back(
     as_json: AsJson = False,
 ) -> None:
     """Move dead letters back to their queue: the item of each gets another attempt."""
-    actor_modules.use_running_stack()
-    addresses = settings.AMQP_URL.get()
+    addresses = broker_addresses()
     if not addresses:
         raise CommandError(queue_admin.NO_BROKER, code=2)
     with database() as conn:
