@@ -330,13 +330,15 @@ def job(
             limits=limits, targets=targets, key_reuse=key_reuse,
         )
     )  # fmt: skip
-    token = open_blocks.set((*open_blocks.get(), made.job))
+    token = open_blocks.set((*open_blocks.get(), (made.job, runtime.url)))
+    process = os.getpid()
     try:
         with runtime.submissions.held(made.job):
             yield Job(made.job, runtime)
     finally:
         misfit = _end_block(made.job, token)
-        runtime.write(lambda conn: submission.seal_job(conn, made.job))
+        if os.getpid() == process:  # a forked child that leaves the block has not opened the job
+            runtime.write(lambda conn: submission.seal_job(conn, made.job))
     if misfit:
         raise RuntimeError(
             f"the block of job {made.job} ends {misfit}: the job is sealed, and messages sent elsewhere are not in it; "
@@ -344,7 +346,7 @@ def job(
         )
 
 
-def _end_block(job: int, token: Token[tuple[int, ...]]) -> str | None:
+def _end_block(job: int, token: Token[tuple[tuple[int, str], ...]]) -> str | None:
     """Remove a block from the open blocks of this context; return how its end does not match its begin, or None."""
     blocks = open_blocks.get()
     try:
@@ -352,8 +354,8 @@ def _end_block(job: int, token: Token[tuple[int, ...]]) -> str | None:
     except ValueError:
         return "in another thread or task than it began in"
     # Don't reset the token: blocks that were open when this one began may have ended before it.
-    if blocks[-1] == job:
+    if blocks[-1][0] == job:
         open_blocks.set(blocks[:-1])
         return None
-    open_blocks.set(tuple(one for one in blocks if one != job))
-    return f"before the inner block of job {blocks[-1]}"
+    open_blocks.set(tuple(one for one in blocks if one[0] != job))
+    return f"before the inner block of job {blocks[-1][0]}"

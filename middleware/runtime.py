@@ -120,7 +120,7 @@ class Runtime:
 
     def send(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> Any:
         """See `enqueue.send`."""
-        return send(broker, message, delay, attempt=self._attempt(), store=self.journal.send)
+        return send(broker, message, delay, attempt=self._attempt(), database=self.url, store=self.journal.send)
 
     def send_kept(self) -> None:
         """Send at once the messages that the current attempt keeps until its outcome. Raises NotStored, JobClosed."""

@@ -37,9 +37,9 @@ SEND_SECONDS = 10.0
 #: Stores a message as an item; this process or another one publishes it.
 Store: TypeAlias = Callable[[NewItem], Future[Outgoing]]
 
-#: The jobs of the open `with callboard.job(…)` blocks in this context; plain sends go to the last one. Empty: they go
-#: to their actor's standing job.
-open_blocks: ContextVar[tuple[int, ...]] = ContextVar("callboard_blocks", default=())
+#: The jobs of the open `with callboard.job(…)` blocks in this context, each with the URL of its database; plain sends
+#: go to the last one. Empty: they go to their actor's standing job.
+open_blocks: ContextVar[tuple[tuple[int, str], ...]] = ContextVar("callboard_blocks", default=())
 
 #: The id of this process, as Python knows it. After a fork by C code, such as uWSGI's, this may be the id of the
 #: parent.
@@ -51,8 +51,10 @@ class NotStored(MiddlewareError):
     """A message was not recorded, so it was not sent; or it is unknown whether it was. The text says which."""
 
 
-def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, attempt: Attempt | None, store: Store) -> Any:
-    """Send a message on a tracked broker, and return it; `delay` is in milliseconds.
+def send(
+    broker: dramatiq.Broker, message: Any, delay: int | None, *, attempt: Attempt | None, database: str, store: Store
+) -> Any:
+    """Send a message on a tracked broker with this database (its URL), and return it; `delay` is in milliseconds.
 
     Raises NotStored, and BadItem for a message that can't be sent, or that exceeds the limits of one item.
 
@@ -62,13 +64,18 @@ def send(broker: dramatiq.Broker, message: Any, delay: int | None, *, attempt: A
     """
     broker.emit_before("enqueue", message, delay)
     blocks = open_blocks.get()
-    job = blocks[-1] if blocks else 0
+    job, place = blocks[-1] if blocks else (0, "")
     item = new_item(message, job=job, delay=delay)
     if attempt is not None and _is_retry(attempt, message, item):
         attempt.retry = replace(item, job=attempt.job, options=envelope.encode_options(_retry_options(message)))
         broker.emit_after("enqueue", message, delay)
         return message
     _check(message, item)
+    if job and place != database:
+        raise BadItem(
+            f"{message.actor_name} is an actor of a broker with another database than job {job}, so the message can't "
+            "be an item of that job: send it outside of the callboard.job block"
+        )
     # A job that an actor opens is sealed at the end of its block, so sends into it can't wait for the outcome.
     if (
         attempt is None

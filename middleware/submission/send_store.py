@@ -42,7 +42,8 @@ class SendStore:
         if again:
             refused += self._store(conn, again)
         for send in refused:
-            send.stored.set_exception(JobClosed("the job takes no more items: it is sealed or was stopped"))
+            of = f"job {send.item.job} takes no more items, so {send.item.actor} is not sent to it"
+            send.stored.set_exception(JobClosed(f"{of}: it is sealed or was stopped"))
 
     def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
         """Store the sends whose job is open; return the others. Without item keys this takes one statement."""

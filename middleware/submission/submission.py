@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,12 +148,14 @@ class Submission:
             return False
         if self.made.open:
             return False
+        process = os.getpid()
         try:
             with self.lease.held(self.made.job):
                 store_rows(self._new_rows(rows), self._consumed, self._store, reads_on=True)
                 self._seal()
         except BaseException as error:
-            self._break_off(error)
+            if os.getpid() == process:  # a child that its source forked leaves it, and the parent goes on
+                self._break_off(error)
             raise
         return True
 

@@ -39,6 +39,26 @@ if __name__ == "__main__":
     child.join()
     sys.exit(child.exitcode)
 """
+#: A program that forks where it adds items to a job; the child leaves that place.
+FORKS = """
+import os, sys
+import callboard
+from tests.support.pipeline_actors import noted
+
+def fork():
+    child = os.fork()
+    if not child:
+        sys.exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def items():
+    yield 1
+    yield fork()
+
+with callboard.job("a block that forks"):
+    noted.send(fork())
+callboard.submit(noted, items(), name="a source that forks")
+"""
 #: A program that sends when Python deletes its modules.
 LAST_SENDS = """
 import sys
@@ -452,6 +472,15 @@ def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
     run_program(pipeline, tmp_path, CHILD_SENDS, how)
     mine = "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
     assert pipeline.conn.execute(f"SELECT {mine}").rowcount == 0
+
+
+def test_a_child_that_leaves_a_block_or_a_source_ends_nothing_of_its_parent(pipeline: Pipeline, tmp_path: Path) -> None:
+    run_program(pipeline, tmp_path, FORKS)
+    rows = "SELECT id, name, total FROM callboard.jobs WHERE name LIKE '%that forks' ORDER BY id"
+    found = pipeline.conn.execute(rows).fetchall()
+    assert [row[1:] for row in found] == [("a block that forks", 1), ("a source that forks", 2)]
+    for number, *_ in found:
+        assert callboard.get(number).wait(TIMEOUT)["state"] == "completed"
 
 
 def test_what_a_process_sends_after_its_broker_is_closed_is_left_to_workers(pipeline: Pipeline, tmp_path: Path) -> None:
