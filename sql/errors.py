@@ -56,6 +56,9 @@ _OURS = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION callboard\.(\w+)")
 _WAITED = re.compile(r"query_(wait_)?timeout|server login (has been failing|failed)|server shutting down")
 
 
+#: PgBouncer's error for a statement that waited too long for a server of its pool.
+WAITED_TOO_LONG = "query_wait_timeout"
+
 #: Advice for a failed TLS connection, by a part of libpq's error text; the first match counts.
 _TLS_ADVICE = (
     ("does not match host name", "use a host in DATABASE_URL that PostgreSQL's certificate names"),
@@ -180,6 +183,9 @@ def connect_advice(error: BaseException) -> str:
         return "close other connections, raise max_connections, or let PgBouncer share them"
     if "No space left on device" in str(error):
         return REFUSALS[psycopg.errors.DiskFull][1]
+    # A pool's timeout without the reason of a refusal: a connection was begun, and nothing answers on it.
+    if WAITED_TOO_LONG in str(error) or (isinstance(error, PoolTimeout) and ": " not in str(error)):
+        return "if that is a pooler, raise its pool size (PgBouncer: default_pool_size), or set pool_mode = transaction"
     return next((do for text, do in _TLS_ADVICE if text in str(error)), "start PostgreSQL, or correct DATABASE_URL")
 
 

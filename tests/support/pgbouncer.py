@@ -23,7 +23,7 @@ CONFIG = """\
 * = {server}
 [pgbouncer]
 pool_mode = {mode}
-default_pool_size = 20
+default_pool_size = {size}
 max_client_conn = 500
 server_login_retry = 1
 query_wait_timeout = 5
@@ -44,8 +44,10 @@ def program() -> str:
 
 
 @contextmanager
-def pgbouncer(url: str, mode: str = "transaction") -> Iterator[str]:
-    """Run PgBouncer in front of the server of `url`; gives the URL of the same database through it."""
+def pgbouncer(url: str, mode: str = "transaction", size: int = 20) -> Iterator[str]:
+    """Run PgBouncer in front of the server of `url`, with `size` connections to each database; gives the URL of the
+    same database through it.
+    """
     parts = conninfo_to_dict(url)
     # It refuses to run as root, and must open the server's socket as someone whom the server lets in.
     account = pwd.getpwnam(NOBODY) if os.geteuid() == 0 else None
@@ -54,7 +56,7 @@ def pgbouncer(url: str, mode: str = "transaction") -> Iterator[str]:
         keys = ("host", "port", "user", "password")
         server = " ".join(f"{key}='{parts[key]}'" for key in keys if key in parts)
         config = folder / "pgbouncer.ini"
-        config.write_text(CONFIG.format(server=server, folder=folder, mode=mode), encoding="utf-8")
+        config.write_text(CONFIG.format(server=server, folder=folder, mode=mode, size=size), encoding="utf-8")
         if account:
             os.chown(folder, account.pw_uid, account.pw_gid)
         user = User(account.pw_uid, account.pw_gid, reach=True) if account else None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from callboard.commands import doctor
+from callboard.commands import database, doctor
 from callboard.commands.main import main
 from callboard.middleware.ping import PING
 from callboard.middleware.rabbitmq import queue_admin
@@ -23,6 +24,7 @@ from callboard.sql.writes import actions, submission
 from callboard.sql.writes.requests import Requester
 from tests.support.databases import WORKING, as_role, clerk, waits, with_database
 from tests.support.jobs import make_job
+from tests.support.pgbouncer import pgbouncer
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
@@ -263,6 +265,23 @@ def test_a_pooler_with_prepared_statements_is_noted(
     assert examined(capsys, "--no-ping")[1]["pooler"][0]["do"].endswith("set CALLBOARD_PREPARE=off")
     monkeypatch.setenv("CALLBOARD_PREPARE", "off")
     assert examined(capsys, "--no-ping")[1]["pooler"][0]["state"] == "ok"
+
+
+def test_a_pooler_without_a_free_connection_is_waited_for_aloud(
+    database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "SILENT_SECONDS", 0.1)
+    with pgbouncer(database_url, "session", size=1) as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        with psycopg.connect(url) as holder:
+            holder.execute("SELECT 1")
+            code = main(["doctor", "--json"])
+    done = capsys.readouterr()
+    place = re.escape(f":6432{urlsplit(database_url).path}")
+    assert re.fullmatch(f"callboard: waiting for a connection to the database at .*{place}\n", done.err)
+    (finding,) = (one for one in json.loads(done.out)["findings"] if one["about"] == "database")
+    assert (code, finding["state"], finding["found"].endswith(": query_wait_timeout")) == (1, "wrong", True)
+    assert finding["do"].endswith("or set pool_mode = transaction")
 
 
 def test_what_is_missing_is_named(

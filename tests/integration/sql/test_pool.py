@@ -98,6 +98,9 @@ def test_what_to_do_about_a_server_without_free_connections_or_space(text: str) 
     assert connect_advice(psycopg.OperationalError("Connection refused")).startswith("start PostgreSQL")
     plain = psycopg.OperationalError('FATAL: no pg_hba.conf entry for host "10.0.0.1", user "app", no encryption')
     assert connect_advice(plain) == "set sslmode=require in DATABASE_URL"
+    hangs = "couldn't get a connection after 10.00 sec"
+    assert connect_advice(PoolTimeout(hangs)).endswith("or set pool_mode = transaction")
+    assert connect_advice(PoolTimeout(f"{hangs}: connection refused")).startswith("start PostgreSQL")
     full = psycopg.OperationalError("FATAL: could not write init file: No space left on device")
     assert connect_advice(full) == "free space on the disk of PostgreSQL"
 
