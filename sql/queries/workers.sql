@@ -221,9 +221,7 @@ WHERE %(within)s::float8 IS NULL AND control_at IS NOT NULL
   AND (finished_at IS NULL OR published > succeeded + failed + skipped)
 UNION ALL
 SELECT id, 'cancelled', epoch, false, false, NULL, NULL FROM callboard.deleted_jobs
-WHERE deleted_at > now() - make_interval(secs => %(within)s::float8)
-UNION ALL
-SELECT id, 'cancelled', epoch, false, false, NULL, NULL FROM callboard.deleted_jobs WHERE %(within)s::float8 IS NULL
+WHERE deleted_at > coalesce(now() - make_interval(secs => %(within)s::float8), '-infinity')
 
 -- part: control
 -- The control state of the job `j`. The holds: {lane: seconds from now}, of those that are not over.

@@ -60,7 +60,7 @@ LARGE = {
 }  # fmt: skip
 #: Statements that read some of them on purpose.
 WHOLE = {
-    "job_controls": {"jobs", "deleted_jobs"},  # only after a gap: then all that may have messages in RabbitMQ
+    "job_controls": {"jobs"},  # only after a gap: then all that may have messages in RabbitMQ
     "follow_clock_set_back": {"outbox", "jobs", "samples"},  # only when the clock was set back
 }
 #: How statements begin that EXPLAIN does not plan.
