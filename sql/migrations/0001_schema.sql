@@ -586,7 +586,6 @@ CREATE TABLE callboard.workers (
     id               integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     pid              integer NOT NULL,
     threads          integer NOT NULL,
-    held             integer NOT NULL DEFAULT 0, -- items running or prefetched
     started_at       timestamptz NOT NULL DEFAULT now(),
     beat_at          timestamptz NOT NULL DEFAULT now(),
     session_since    timestamptz,                -- when the database session of its last heartbeat began,
@@ -600,7 +599,7 @@ CREATE TABLE callboard.workers (
     actors           text[] NOT NULL,
     queues           text[] NOT NULL,
     held_jobs        bigint[] NOT NULL DEFAULT '{}',  -- the jobs of the items that it held at its last heartbeat,
-    held_items       integer[] NOT NULL DEFAULT '{}'  -- and the items' numbers, in the same order
+    held_items       integer[] NOT NULL DEFAULT '{}'  -- running or prefetched; and their numbers, in the same order
 ) WITH (fillfactor = 50);
 
 CREATE INDEX workers_alive ON callboard.workers (id) WHERE stopped_at IS NULL AND died_at IS NULL;

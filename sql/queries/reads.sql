@@ -658,7 +658,7 @@ SELECT 1 AS found FROM callboard.tokens AS t WHERE t.kind <> 'share' AND {token_
 -- name: workers
 -- Worker processes, the latest first. Caller: queries.workers.
 -- Rows: one per worker; a worker whose heartbeat stopped is dead, even before a sweep has found it.
-SELECT id, host, pid, threads, release, held, actors, queues, started_at, beat_at, state,
+SELECT id, host, pid, threads, release, cardinality(held_items) AS held, actors, queues, started_at, beat_at, state,
        CASE WHEN state = 'alive' THEN trouble END AS trouble, coalesce(stopped_at, died_at) AS ended_at
 FROM (
     SELECT *, CASE WHEN stopped_at IS NOT NULL THEN 'stopped'
@@ -811,7 +811,7 @@ SELECT (SELECT jsonb_object_agg(s.state, s.jobs) FROM (
 FROM (
     SELECT count(*) FILTER (WHERE alive) AS workers, coalesce(sum(threads) FILTER (WHERE alive), 0)::bigint AS threads,
            coalesce(sum(held) FILTER (WHERE alive), 0)::bigint AS held, max(age)::float8 AS heartbeat_age
-    FROM (SELECT threads, held, extract(epoch FROM now() - beat_at) AS age,
+    FROM (SELECT threads, cardinality(held_items) AS held, extract(epoch FROM now() - beat_at) AS age,
                  beat_at > now() - make_interval(secs => %(DEAD_AFTER_SECONDS)s) AS alive
           FROM callboard.workers WHERE stopped_at IS NULL AND died_at IS NULL) AS one
 ) AS w

@@ -61,8 +61,7 @@ WITH outdated AS (
     UPDATE callboard.workers
     SET session = CASE WHEN pg_backend_pid() = %(session)s THEN pg_backend_pid() END,
         session_since = (SELECT s.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) AS s),
-        beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
-        trouble = %(trouble)s
+        beat_at = now(), died_at = NULL, held_jobs = %(jobs)s, held_items = %(items)s, trouble = %(trouble)s
     WHERE id = (SELECT id FROM callboard.workers
                 WHERE id = (SELECT id FROM own) AND %(beats)s FOR NO KEY UPDATE SKIP LOCKED)
       AND NOT (SELECT by_a_migration FROM outdated)
@@ -111,7 +110,7 @@ SELECT pg_try_advisory_lock(hashtextextended('callboard.testing', 0))
 
 -- name: stop_worker
 -- A worker stops gracefully. Caller: the heartbeat. Waits for a lock for LOCK_WAIT_SECONDS at most.
-UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}'
+UPDATE callboard.workers SET stopped_at = now(), held_jobs = '{}', held_items = '{}'
 FROM {lock_wait} WHERE id = %(worker)s
 
 -- name: schema_id
@@ -174,7 +173,7 @@ WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
 -- Declare a worker dead. Guard: its heartbeat stopped, or it has already ended; no other transaction has locked it.
 -- Caller: the rescue. Rows: (id); none: it is alive, or locked. The row stays locked until the end of the transaction, so
 -- only one process at a time decides which items the crash is charged to; the guard of `record` requeues each item once.
-UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
+UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held_jobs = '{}', held_items = '{}'
 WHERE id = (SELECT id FROM callboard.workers AS w
             WHERE id = %(worker)s AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR {is_dead})
             FOR NO KEY UPDATE SKIP LOCKED)

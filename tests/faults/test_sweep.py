@@ -154,7 +154,7 @@ def test_what_a_worker_held_runs_again_in_time(
     scenario.wait_for(job, lambda status: status["running"] == 6)
     pid = runs(scenario, job)[0][1]
     survivor = scenario.start_worker(threads=8)
-    held = "SELECT held FROM callboard.workers WHERE pid = %s"
+    held = "SELECT cardinality(held_items) FROM callboard.workers WHERE pid = %s"
 
     def sweeps_with_six() -> bool:
         if pid_of(elected(scenario)) != pid:  # the lease lapsed while it stood still, and is anybody's now
