@@ -18,16 +18,14 @@ WITH {at_work}, page AS MATERIALIZED (
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT * FROM (
         SELECT j.id, j.deleted_at, {filtered_columns} FROM callboard.jobs AS j
-        WHERE j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
-        ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+        WHERE {in_span} ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
     ) AS j
     WHERE j.parent_id IS NULL AND j.deleted_at IS NULL ORDER BY j.id DESC
 ), {page_of_jobs}, looked AS (
     -- From all rows, because their index has the ids: to read the jobs again would take as long as to find the page.
     SELECT min(id) AS looked_at FROM (
         SELECT j.id FROM callboard.jobs AS j
-        WHERE (SELECT count(*) FROM page) < %(limit)s
-          AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+        WHERE (SELECT count(*) FROM page) < %(limit)s AND {in_span}
         ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
     ) AS j
     HAVING count(*) >= %(look_at)s
@@ -37,16 +35,14 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 -- See `jobs`: each tenant has at most one with this key. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
-    WHERE j.key = %(key)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL
-      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+    WHERE j.key = %(key)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL AND {in_span}
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
 -- name: jobs_open
 -- See `jobs`: the open ones. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
-    WHERE j.finished_at IS NULL AND j.parent_id IS NULL
-      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+    WHERE j.finished_at IS NULL AND j.parent_id IS NULL AND {in_span}
     ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
@@ -100,13 +96,11 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT * FROM (
         (SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
-         WHERE j.failed_at IS NOT NULL AND j.parent_id IS NULL AND j.deleted_at IS NULL
-           AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+         WHERE j.failed_at IS NOT NULL AND j.parent_id IS NULL AND j.deleted_at IS NULL AND {in_span}
          ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint))
         UNION ALL
         (SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
-         WHERE j.finished_at IS NULL AND j.parent_id IS NULL
-           AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+         WHERE j.finished_at IS NULL AND j.parent_id IS NULL AND {in_span}
          ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint))
     ) AS j ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
@@ -115,8 +109,7 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 -- See `jobs`: the standing jobs. Caller: queries.jobs. Rows: as in `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
-    WHERE j.standing_on IS NOT NULL AND j.parent_id IS NULL
-      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+    WHERE j.standing_on IS NOT NULL AND j.parent_id IS NULL AND {in_span}
     ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
 ), {page_of_jobs}, {looked_at_source}, {described_jobs}
 
@@ -139,6 +132,10 @@ span AS MATERIALIZED (
     FROM (SELECT coalesce(%(created_after)s::timestamptz, now() - %(created_after_ago)s::interval) AS after,
                  coalesce(%(created_before)s::timestamptz, now() - %(created_before_ago)s::interval) AS before) AS created
 )
+
+-- part: in_span
+-- Whether the id of the job `j` is in the range of the page.
+j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
 
 -- part: filtered_columns
 -- The columns of a job `j` that filters read.
