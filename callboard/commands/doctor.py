@@ -191,7 +191,7 @@ def _workers(conn: Conn) -> Iterator[Finding]:
     yield Finding("workers", OK, f"{count(len(alive), 'process', 'processes')}, {threads} threads")
     for worker in alive:
         if worker["trouble"]:
-            do = queue_admin.rights_advice(worker["trouble"])
+            do = queue_admin.refusal_advice(worker["trouble"])
             yield Finding(f"worker {worker['id']}", WRONG, worker["trouble"], do)
     if len(releases := sorted({worker["release"] for worker in alive})) > 1:
         yield Finding("workers", NOTE, f"of several releases: {', '.join(releases)}")
@@ -301,7 +301,7 @@ def _unanswered(
     why = f": {trouble}" if trouble else ""
     do = "look at the log of a worker that has this queue; it may be busy with long items, or of an older release"
     return Finding(
-        about, WRONG, f"no answer within {timeout:g} s, {where}{why}", queue_admin.rights_advice(trouble or "") or do
+        about, WRONG, f"no answer within {timeout:g} s, {where}{why}", queue_admin.refusal_advice(trouble or "") or do
     )
 
 

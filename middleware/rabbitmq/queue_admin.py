@@ -151,15 +151,19 @@ def _fault(address: str) -> str:
 
 def connect_advice(error: NoAnswer) -> str:
     """Return what to do when a connection can't be made."""
-    if " limit (" in str(error):  # a connection limit of the virtual host, of the user, or of the node
-        return "close other connections, or raise that limit"
-    if do := rights_advice(str(error)):
+    if do := refusal_advice(str(error)):
         return do
     return next((do for text, do in TLS_ADVICE if text in str(error)), "start it, or correct AMQP_URL")
 
 
-def rights_advice(trouble: str) -> str:
-    """Return what to do when RabbitMQ refuses its user a right; an empty text for any other trouble."""
+def refusal_advice(trouble: str) -> str:
+    """Return what to do when RabbitMQ refuses its user a right, or what is above a limit; an empty text for any other
+    trouble.
+    """
+    if " limit (" in trouble:  # of connections, for the virtual host, the user, or the node
+        return "close other connections, or raise that limit"
+    if "queue limit in vhost" in trouble:
+        return "delete queues that are not used, or raise that limit"
     if (found := _NO_RIGHT.search(trouble)) is None:
         return ""
     where, user = map(shlex.quote, found.groups())

@@ -9,7 +9,7 @@ from threading import Thread
 import pika
 import pytest
 
-from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connect_advice, connected, with_depths
+from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connect_advice, connected, refusal_advice, with_depths
 from tests.support.tls import LOCALHOST, https_server
 
 
@@ -27,9 +27,13 @@ def test_the_queues_of_a_node_that_cant_be_asked_are_unknown(host: str) -> None:
     assert trouble.startswith(f"RabbitMQ at {host}: ")
 
 
-def test_what_to_do_about_a_node_that_takes_no_more_connections() -> None:
+def test_what_to_do_about_a_limit_of_rabbitmq() -> None:
+    """That of connections was taken for a missing right where a worker reports it."""
     refused = "(530) \"NOT_ALLOWED - access to vhost 'jobs' refused for user 'app': connection limit (3) is reached\""
     assert connect_advice(NoAnswer(refused)) == "close other connections, or raise that limit"
+    assert refusal_advice(refused) == "close other connections, or raise that limit"
+    refused = "(406, \"PRECONDITION_FAILED - cannot declare queue 'work': queue limit in vhost 'jobs' (2) is reached\")"
+    assert refusal_advice(refused) == "delete queues that are not used, or raise that limit"
     assert connect_advice(NoAnswer("[Errno 111] Connection refused")) == "start it, or correct AMQP_URL"
 
 
