@@ -237,13 +237,17 @@ def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime 
 
 
 def check_items(items: object) -> None:
-    """Raise TypeError for a single item instead of an iterable, and for a DataFrame of pandas."""
+    """Raise TypeError for a single item instead of an iterable, an async iterable, and a DataFrame of pandas."""
     if hasattr(items, "itertuples"):
         raise TypeError(
             "items must be an iterable of items, and a DataFrame is one of its columns' names: give its "
             "itertuples(index=False), or to_dict('records')"
         )
-    if isinstance(items, str | bytes | bytearray | Mapping) or not isinstance(items, Iterable | AsyncIterable):
+    if isinstance(items, AsyncIterable) and not isinstance(items, Iterable):
+        raise TypeError(
+            f"items must be an iterable, not {items!r:.100}: `await callboard.asubmit(…)` takes an async one"
+        )
+    if isinstance(items, str | bytes | bytearray | Mapping) or not isinstance(items, Iterable):
         raise TypeError(f"items must be an iterable of items, not {items!r:.100}: for one item, a list of one")
 
 

@@ -406,6 +406,19 @@ def test_one_item_in_the_place_of_many_is_refused(items: Any, pipeline: Pipeline
         callboard.submit("work", items)
 
 
+def test_an_async_source_is_refused_where_it_cant_be_read(pipeline: Pipeline) -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+
+    refused = "items must be an iterable, not <async_generator .*asubmit"
+    with pytest.raises(TypeError, match=refused):
+        callboard.submit("work", source(), name="not made")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=refused):
+        callboard.stages("not made", [callboard.Stage("work", items=source())])  # type: ignore[arg-type]
+    made = pipeline.conn.execute("SELECT count(*) FROM callboard.jobs WHERE name = 'not made'").fetchone()
+    assert made == (0,)
+
+
 def test_a_function_that_is_no_actor_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(TypeError, match="actor must be an actor or its registered name, not <built-in function len>"):
         callboard.submit(len, [1])  # type: ignore[arg-type]
