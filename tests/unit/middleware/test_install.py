@@ -59,6 +59,37 @@ def test_a_broker_with_one_channel_on_a_connection_is_refused(monkeypatch: pytes
         install(broker, database_url="postgresql://elsewhere/")
 
 
+@pytest.mark.parametrize(
+    ("addresses", "warns"),
+    [
+        ("amqp://app:secret@elsewhere/", True),
+        ("amqp://127.0.0.1:5673/", True),
+        ("amqp://localhost/another", True),
+        ("amqp://localhost", False),
+        ("amqp://elsewhere;amqp://127.0.0.1:5672/%2F", False),
+        ("no address", False),
+        (None, False),
+    ],
+)
+def test_the_default_broker_is_said_loudly_if_another_is_named(
+    addresses: str | None, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dramatiq makes it when an actor is declared before `install`."""
+    monkeypatch.delenv("AMQP_URL", raising=False)
+    if addresses is not None:
+        monkeypatch.setenv("AMQP_URL", addresses)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    dramatiq.get_broker()
+    broker = install(database_url="postgresql://elsewhere/")
+    install(database_url="postgresql://elsewhere/")
+    broker.close()
+    said = [r.getMessage() for r in caplog.records if r.name == "callboard"]
+    assert len(said) == warns
+    for text in said:
+        assert "call callboard.install() before" in text
+        assert "secret" not in text
+
+
 def test_the_ping_of_a_worker_declares_no_queue() -> None:
     broker = StubBroker()
     add_ping(broker)
