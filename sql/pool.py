@@ -30,20 +30,21 @@ AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
 RECONNECT_SECONDS = 3.0
 
 
-#: Begins a transaction. The server ends it when its client sends nothing for five seconds, so that a frozen or
+#: The settings of a transaction. The server ends it when its client sends nothing for five seconds, so that a frozen or
 #: disconnected client does not keep its locks. It waits for five seconds at most for a lock, because heartbeats and
-#: pages would wait behind it. LOCAL, because a pooler gives the connection to other clients afterwards.
-_BEGIN: LiteralString = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s';"
-    " SET LOCAL lock_timeout = '5s'"
+#: pages would wait behind it. LOCAL, because a pooler gives the connection to other clients afterwards. With `jit` the
+#: server would compile a statement of 13 ms at each execution, in 380 ms (the counts of 10,000 open jobs).
+_SETTINGS: LiteralString = (
+    "SET LOCAL jit = off; SET LOCAL idle_in_transaction_session_timeout = '5s'; SET LOCAL lock_timeout = '5s'"
 )
+_BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED; " + _SETTINGS
 _BOUND_LOCKS: LiteralString = "; SET LOCAL lock_timeout = %d"
 #: Begins a read-only transaction. The server cancels its statements after five seconds: a few slow reads must not delay
 #: all others. It uses generic plans of prepared statements: to plan a list again costs as much as to read it, and with
 #: many jobs PostgreSQL would choose a custom plan each time. Its times are in UTC, which Python reads and writes faster
 #: than other zones.
 _BEGIN_READ: LiteralString = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s';"
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL jit = off; SET LOCAL statement_timeout = '5s';"
     " SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL timezone = 'UTC'"
 )
 #: The only session setting. Poolers in transaction mode keep it for their clients, like the encoding.
@@ -62,9 +63,8 @@ _ASK_SESSION: LiteralString = """
 #: Has the effect of DISCARD ALL within a transaction, but keeps prepared statements, which are ours. `%s`: the
 #: statement that `_ASK_SESSION` returns.
 _RESTORE_SESSION = (
-    "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; %s; SET LOCAL idle_in_transaction_session_timeout = '5s';"
-    " SET LOCAL lock_timeout = '5s';"
-    " CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
+    "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; %s; " + _SETTINGS + "; CLOSE ALL; UNLISTEN *;"
+    " SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
 )
 
 

@@ -1,11 +1,13 @@
 """Pools of connections."""
 
+import asyncio
 import os
 import socket
 import ssl
 import time
 from contextlib import suppress
 from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -13,7 +15,7 @@ import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from callboard.sql.errors import connect_advice
-from callboard.sql.pool import PlainConnection, connect, make_pool
+from callboard.sql.pool import PlainConnection, begin_read, connect, make_async_pool, make_pool, transaction
 from tests.support.databases import with_database
 from tests.support.tls import LOCALHOST
 from tests.support.workers import wait_until
@@ -45,6 +47,19 @@ def test_a_server_that_ends_idle_sessions_soon_keeps_nobody_waiting(database_url
             for _ in range(2):
                 assert wait_until(answers, 300)
                 assert wait_until(lambda: admin.execute(mine).rowcount == 0, 300)
+
+
+def test_no_statement_is_compiled(database_url: str) -> None:
+    """A server with LLVM would do it at each execution of a statement that it expects to be costly."""
+    with connect(database_url) as conn, transaction(conn):
+        assert conn.execute("SHOW jit").fetchone() == ("off",)
+
+    async def read() -> Any:
+        async with make_async_pool(database_url, size=1) as pool, pool.connection() as conn:
+            await begin_read(conn)
+            return await (await conn.execute("SHOW jit")).fetchone()
+
+    assert asyncio.run(read()) == ("off",)
 
 
 def test_what_keeps_a_pool_from_a_connection_is_said(database_url: str) -> None:
