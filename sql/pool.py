@@ -101,22 +101,16 @@ class PlainConnection(Connection[tuple[Any, ...]]):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         """See `psycopg.Connection`."""
-        try:
+        with plain_errors():
             if self.isolated and not _begins(query) and self.info.transaction_status == TransactionStatus.IDLE:
                 with transaction(self):
                     return super().execute(query, params, **options)
             return super().execute(query, params, **options)
-        except psycopg.Error as error:
-            drop_detail(error)
-            raise of_users(error)  # noqa: B904 — the same error, or its conversion
 
     def commit(self) -> None:
         """See `psycopg.Connection`."""
-        try:
+        with plain_errors():
             super().commit()
-        except psycopg.Error as error:
-            drop_detail(error)
-            raise of_users(error) from None
 
 
 def _begins(query: Any) -> bool:
@@ -141,12 +135,12 @@ def drop_detail(error: BaseException) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Run a block, such as a COPY, and convert its errors as `PlainConnection` does."""
+    """Run a block, such as a COPY, and convert its errors as `PlainConnection` describes."""
     try:
         yield
     except psycopg.Error as error:
         drop_detail(error)
-        raise of_users(error) from None
+        raise of_users(error)  # noqa: B904 — the same error, or its conversion
 
 
 class Pool(ConnectionPool[Conn]):
