@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 #: Maximum characters of a text by which items are searched.
 MAX_TEXT_CHARACTERS = 100_000
+#: Items of a page, and the most characters of the arguments and the result of each: a longer one is read alone.
+PAGE_ITEMS, PAGE_CHARACTERS = 200, 65_536
 #: Seconds between two reads of a job in `wait`, and in `await_done` and `events`.
 WAIT_SECONDS, EVENTS_SECONDS = 0.1, 0.25
 
@@ -102,7 +104,9 @@ class Job:
         for job in wanted or [self.id]:
             after: int | None = -1
             while after is not None:
-                query = queries.items(job, state=state, error=error, keys=keys, after=after, limit=1000)
+                query = queries.items(
+                    job, state=state, error=error, keys=keys, after=after, limit=PAGE_ITEMS, cap=PAGE_CHARACTERS
+                )
                 page, after = self._ask(query)
                 for item in page:
                     rest = exports.rest(item)
