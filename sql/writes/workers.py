@@ -81,8 +81,7 @@ def stop_worker(conn: Conn, worker: int) -> None:
 
 def schema_id(conn: Conn) -> str:
     """Return digits that identify the schema of this database."""
-    found: str = fetch_value(conn, "schema_id")
-    return found
+    return str(fetch_value(conn, "schema_id"))
 
 
 def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) -> bool | None:
@@ -90,12 +89,9 @@ def note_death(conn: Conn, worker: int, pid: int, running: Sequence[Running]) ->
     known; None if there is no such worker, or it had stopped. Raises LockNotAvailable.
     """
     with transaction(conn):
-        row = execute(conn, "note_death", worker=worker, pid=pid).fetchone()
-        if row is None:
-            return None
-        if running:
+        newly: bool | None = fetch_value(conn, "note_death", worker=worker, pid=pid)
+        if newly is not None and running:
             report_running(conn, worker, running)
-        newly: bool = row[0]
         return newly
 
 
