@@ -283,9 +283,11 @@ def arguments(item: Mapping[str, Any]) -> str:
 
 
 def outcome(item: Mapping[str, Any]) -> str:
-    """Return the error of an item, or its result."""
+    """Return the error of an item, or its result, or why that is not kept."""
     if error := item["error"]:
         return ": ".join(filter(None, (error["type"], error["message"])))
     if item["result_text"] is not None:
         return str(item["result_text"])
+    if item["result_unkept"] is not None:
+        return f"not kept: {item['result_unkept']}"
     return "" if item["result"] is None else plain(item["result"])

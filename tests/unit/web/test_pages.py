@@ -87,6 +87,19 @@ def test_a_cancel_says_what_does_not_start_and_what_does_not_come() -> None:
     assert words.consequence_of_cancel(stages, 2) == f"{two} Further stages will not be made."
 
 
+@pytest.mark.parametrize(
+    ("item", "shown"),
+    [
+        ({"error": {"type": "ValueError", "message": "bad"}}, "ValueError: bad"),
+        ({"result": {"a": 1}}, '{"a": 1}'),
+        ({"result_unkept": "300,000 bytes as JSON"}, "not kept: 300,000 bytes as JSON"),
+        ({}, ""),
+    ],
+)
+def test_an_item_shows_its_error_or_its_result_or_why_that_is_not_kept(item: dict[str, Any], shown: str) -> None:
+    assert words.outcome(dict.fromkeys(("error", "result", "result_text", "result_unkept")) | item) == shown
+
+
 def test_a_job_that_does_not_move_has_no_pace() -> None:
     moved = JOB | {"succeeded": 1}
     assert words.pace(moved | {"rate": 0.5}) == "0.5/s"
