@@ -1,5 +1,7 @@
 """Turns an exception into the failure that is stored: type, message, place and traceback, each cut to its limit."""
 
+import re
+import sys
 import traceback
 from pathlib import Path
 from types import CodeType
@@ -14,6 +16,8 @@ MESSAGE_CHARS = 4_000
 TRACEBACK_CHARS = 16_000
 #: The most characters of an error's type and of its place: both are in an index.
 NAME_CHARS = 300
+#: Numbers of two digits or more, and hexadecimal ids, in the name of a class.
+_NUMBERS = re.compile("[0-9][0-9a-fA-F]+|[0-9a-fA-F]{8,}")
 #: The module that raises the exception that an actor returned for the first item of a batch.
 RAISES_FOR_ACTORS = "callboard.middleware.attempts.batch"
 
@@ -56,7 +60,12 @@ def clean(text: str, limit: int | None = MESSAGE_CHARS) -> str:
 
 
 def _type_name(error: BaseException) -> str:
+    """Return the name of an error's class. In the name of a class that its module does not have, numbers are replaced:
+    an app may make a class for each error, and each would have a group of its own.
+    """
     module, name = type(error).__module__, type(error).__qualname__
+    if "<locals>" in name or name.partition(".")[0] not in getattr(sys.modules.get(module), "__dict__", {}):
+        name = _NUMBERS.sub("#", name)
     return name if module in ("builtins", "__main__") else f"{module}.{name}"
 
 

@@ -328,6 +328,24 @@ def test_an_error_is_described(error: BaseException, type_name: str, message: st
     assert found.traceback_size >= len(found.traceback) > 0
 
 
+class Http404(Exception):
+    """A class that its module has."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_name"),
+    [
+        (type("Customer4711", (Exception,), {}), f"{__name__}.Customer#"),
+        (type("Order_" + "9f" * 16, (Exception,), {"__module__": "gone"}), "gone.Order_#"),
+        (type("Html5", (Exception,), {}), f"{__name__}.Html5"),
+        (Http404, f"{__name__}.Http404"),
+    ],
+)
+def test_numbers_are_replaced_in_the_name_of_a_class_that_is_made_at_run_time(kind: Any, type_name: str) -> None:
+    """Else each would be a group of errors of its own, and nothing bounds their number."""
+    assert describe(kind("no")).error_type == type_name
+
+
 def test_an_error_that_lets_nothing_be_read_ends_no_thread() -> None:
     found = describe(raised(Strange("Odd", (Exception,), {})()))
     assert (found.kind, found.error_type) == ("failed", "Unknown")
