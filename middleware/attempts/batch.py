@@ -21,12 +21,10 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
     The list has each item as it was submitted; an item that is retried, or was sent singly, comes in a list of one. The
     function returns None, or a list with each item's result or exception: a `Skip` skips that item, any other exception
     fails it, and the actor's retries apply. An exception that the function raises is the outcome of all items. Its
-    sends are published if one of its items succeeds or is skipped. Raises TypeError for an async function.
+    sends are published if one of its items succeeds or is skipped. Raises TypeError for an actor, an async function, or
+    one that does not take one list.
     """
-    if not callable(function):
-        raise TypeError(f"batch takes a function, not {function!r:.100}: put it below @dramatiq.actor")
-    if inspect.iscoroutinefunction(function):
-        raise TypeError(f"{function.__qualname__} is async: a batch must be a plain function")
+    _check(function)
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -50,6 +48,20 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
 
     run.batch = True  # type: ignore[attr-defined]
     return run
+
+
+def _check(function: Any) -> None:
+    """Raise TypeError for what can't be a batch: see `batch`."""
+    if not callable(function) or isinstance(function, dramatiq.Actor):
+        raise TypeError(f"batch takes a function, not {function!r:.100}: put it below @dramatiq.actor")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{function.__qualname__} is async: a batch must be a plain function")
+    try:
+        inspect.signature(function, follow_wrapped=False).bind([])
+    except TypeError as error:
+        raise TypeError(f"{function!r:.100} can't be a batch, which gets one argument, a list: {error}") from None
+    except ValueError:
+        pass  # a function of C code without a signature
 
 
 def takes_batches(actor: dramatiq.Actor[..., Any] | None) -> bool:

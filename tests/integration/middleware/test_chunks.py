@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,31 @@ def test_an_async_batch_is_refused() -> None:
 
     with pytest.raises(TypeError, match="is async"):
         callboard.batch(gently)  # type: ignore[arg-type]
+
+
+def test_a_function_that_takes_no_list_is_no_batch() -> None:
+    def pairs(left: list[int], right: list[int]) -> None: ...
+
+    def nothing() -> None: ...
+
+    def by_name(*, items: list[int]) -> None: ...
+
+    def with_more(items: list[int], model: str = "small", *more: int) -> None: ...
+
+    @wraps(pairs)
+    def filled(*args: Any) -> None: ...
+
+    for function in (pairs, nothing, by_name):
+        with pytest.raises(TypeError, match=f"{function.__name__}.* gets one argument, a list"):
+            callboard.batch(function)  # type: ignore[arg-type]
+    for taken in (with_more, filled, len):
+        callboard.batch(taken)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"not Actor\(.*put it below @dramatiq.actor"):
+        callboard.batch(
+            dramatiq.Actor(
+                with_more, broker=StubBroker(), actor_name="above", queue_name="default", priority=0, options={}
+            )
+        )
 
 
 def test_a_batch_that_is_called_directly_gets_a_list_of_one() -> None:
