@@ -84,8 +84,9 @@ class Server(Process):
     def _ready(self) -> bool:
         # Another server on the same folder would also answer, until this one has detected it and ended.
         try:
-            pid = (self.folder / "postgres" / "postmaster.pid").read_text(encoding="ascii").partition("\n")[0]
-            if pid != str(self.pid):
+            # As bytes, because the path of the folder is in it.
+            pid = (self.folder / "postgres" / "postmaster.pid").read_bytes().partition(b"\n")[0]
+            if pid != str(self.pid).encode():
                 return False
             psycopg.connect(self.url, connect_timeout=5).close()
         except (FileNotFoundError, psycopg.OperationalError):

@@ -109,7 +109,7 @@ def test_postgres_keeps_its_data_and_url(tmp_path: Path) -> None:
 
 
 def test_postgres_takes_a_folder_of_any_name(tmp_path: Path) -> None:
-    for name in ("a, b", "x" * 120):
+    for name in ("a, b", "x" * 120, "Büro 日本"):
         with Server(tmp_path / name) as server, psycopg.connect(server.url) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         assert not server.sockets.exists()
