@@ -10,8 +10,8 @@ from starlette.requests import Request
 
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer, connected
-from callboard.sql import settings
 from callboard.sql.migrate import ABSENT, SchemaError, check_applied
+from callboard.sql.pool import broker_addresses
 from callboard.sql.reads import queries
 from callboard.sql.settings import NotConfigured
 from callboard.web.problems import BEHIND, UNREACHABLE, Json, Problem
@@ -39,7 +39,7 @@ async def healthz(_request: Request) -> Json:
 
 
 async def readyz(request: Request) -> Json:
-    """GET /readyz: the database answers and its schema fits this code; a node of AMQP_URL accepts a connection."""
+    """GET /readyz: the database answers and its schema fits this code; a node of RabbitMQ accepts a connection."""
     database, broker = await asyncio.gather(_database(request), _broker())
     checks = {"database": database, "broker": broker}
     failed = [f"{name}: {what}" for name, what in checks.items() if what not in (OK, NOT_CHECKED)]
@@ -77,7 +77,7 @@ async def _broker() -> str:
 
 async def _check_broker() -> str:
     try:
-        urls = settings.AMQP_URL.get()
+        urls = broker_addresses()
     except NotConfigured as error:
         return str(error)
     if not urls:

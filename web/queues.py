@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from callboard.middleware.rabbitmq import queue_admin
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer
-from callboard.sql import settings
+from callboard.sql.pool import broker_addresses
 from callboard.sql.reads import queries
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import IDS, ITEMS, NoQuery
@@ -27,7 +27,7 @@ class PutBack(msgspec.Struct, forbid_unknown_fields=True):
 async def queues(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """List the queues of all known actors and open jobs, with the waiting messages of each."""
     known = await call.read(queries.queues())
-    rows, trouble = await run_in_threadpool(queue_admin.with_depths, settings.AMQP_URL.get(), known)
+    rows, trouble = await run_in_threadpool(queue_admin.with_depths, broker_addresses(), known)
     return {"queues": rows, "trouble": trouble, "next": None}
 
 
@@ -57,7 +57,7 @@ async def _queue(call: Call[Any, Any]) -> str:
 
 async def _ask(question: Callable[[str], T]) -> T:
     """Query RabbitMQ in a thread. Raises HTTPException 503 if it does not answer."""
-    addresses = settings.AMQP_URL.get()
+    addresses = broker_addresses()
     if not addresses:
         raise HTTPException(503, queue_admin.NO_BROKER)
     try:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -13,6 +14,7 @@ from callboard import Identity
 from callboard.commands.main import main
 from callboard.middleware.rabbitmq import queue_admin
 from callboard.web import create_app
+from callboard.web.health import CLOSED
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.webapp import get, open_app, served
@@ -101,6 +103,20 @@ def test_without_rabbitmq_the_rows_are_shown_and_why(http: httpx.Client, monkeyp
     assert (refused.status_code, "127.0.0.1:1" in refused.json()["detail"]) == (503, True)
     monkeypatch.delenv("AMQP_URL")
     assert "AMQP_URL is not set" in http.get("/api/v1/queues").json()["trouble"]
+
+
+def test_the_app_finds_rabbitmq_as_it_finds_the_database(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Started by hand, in a folder in which `callboard up` runs."""
+    for name in ("DATABASE_URL", "AMQP_URL"):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".callboard").mkdir()
+    (tmp_path / ".callboard" / "up.json").write_text('{"amqp_url": "amqp://127.0.0.1:1"}')
+    assert "127.0.0.1:1" in http.get("/api/v1/queues").json()["trouble"]
+    assert "127.0.0.1:1" in http.get(LETTERS).json()["detail"]
+    assert http.get("/readyz").json()["checks"]["broker"] == CLOSED
 
 
 class Management(BaseHTTPRequestHandler):
