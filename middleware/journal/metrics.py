@@ -126,7 +126,9 @@ def stop() -> None:
 
 
 def serve() -> int:
-    """Serve the metrics of all processes until this process is stopped; Dramatiq runs it in a process of its own."""
+    """Serve the metrics of all processes until this process is stopped; return 1 if the port can't be used. Dramatiq
+    runs this in a process of its own.
+    """
     port = settings.METRICS_PORT.get()
     if port is not None:
         _set_folder(None, port)
@@ -134,7 +136,12 @@ def serve() -> int:
 
         registry = CollectorRegistry()
         registry.register(_Ours())
-        _, thread = start_http_server(port, registry=registry)
+        try:
+            _, thread = start_http_server(port, registry=registry)
+        except OSError as error:
+            why = "no metrics are served: CALLBOARD_METRICS_PORT=%d can't be used: %s; set another port"
+            log.warning(why, port, error)
+            return 1
         with suppress(KeyboardInterrupt):
             thread.join()
     return 0

@@ -1,6 +1,7 @@
 """The folder into which processes write what they count."""
 
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -37,3 +38,15 @@ def test_a_folder_that_somebody_else_made_or_a_link_is_not_used(
     monkeypatch.setattr(os, "getuid", lambda: 12_345)  # the folder that is made here is of another user than this one
     with pytest.raises(NotConfigured, match="9000-12345 is not a folder of this user"):
         metrics._set_folder(None, 9000)
+
+
+def test_a_port_in_use_is_named_with_its_setting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process that serves the metrics ended with a traceback, which named neither."""
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("CALLBOARD_METRICS_PORT", str(port))
+        assert metrics.serve() == 1
+    (said,) = caplog.messages
+    assert said.startswith(f"no metrics are served: CALLBOARD_METRICS_PORT={port} can't be used: ")
