@@ -16,8 +16,8 @@ MESSAGE_CHARS = 4_000
 TRACEBACK_CHARS = 16_000
 #: The most characters of an error's type and of its place: both are in an index.
 NAME_CHARS = 300
-#: Numbers of two digits or more, and hexadecimal ids, in the name of a class.
-_NUMBERS = re.compile("[0-9][0-9a-fA-F]+|[0-9a-fA-F]{8,}")
+#: Hexadecimal ids, and numbers of two digits or more, in the name of a class.
+_NUMBERS = re.compile("(?=[a-fA-F]*[0-9])[0-9a-fA-F]{8,}|[0-9]{2,}")
 #: The module that raises the exception that an actor returned for the first item of a batch.
 RAISES_FOR_ACTORS = "callboard.middleware.attempts.batch"
 

@@ -337,7 +337,8 @@ class Http404(Exception):
     [
         (type("Customer4711", (Exception,), {}), f"{__name__}.Customer#"),
         (type("Order_" + "9f" * 16, (Exception,), {"__module__": "gone"}), "gone.Order_#"),
-        (type("Html5", (Exception,), {}), f"{__name__}.Html5"),
+        (type("Http2Error", (Exception,), {}), f"{__name__}.Http2Error"),
+        (type("DeadBeefError", (Exception,), {}), f"{__name__}.DeadBeefError"),
         (Http404, f"{__name__}.Http404"),
     ],
 )
