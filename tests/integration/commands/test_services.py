@@ -105,6 +105,8 @@ def test_postgres_keeps_its_data_and_url(tmp_path: Path) -> None:
         with psycopg.connect(url) as connection:
             assert connection.execute("SELECT FROM kept").fetchall() == []
             assert connection.info.server_version >= 180000
+            found = connection.execute("SELECT lower('MÜLLER'), 'B' < 'a'").fetchone()
+            assert found == ("müller", True), "case by Unicode, order by bytes"
     assert not running(str(tmp_path))
 
 
