@@ -184,56 +184,59 @@ DATABASE_URL = Setting(
     "DATABASE_URL", "", _database, "the PostgreSQL database: postgresql://user:password@host:port/name"
 )
 AMQP_URL = Setting(
-    "AMQP_URL", "", _brokers, "RabbitMQ: amqp://user:password@host:port/vhost; several nodes with ; between"
+    "AMQP_URL", "", _brokers, "RabbitMQ: amqp://user:password@host:port/vhost; several nodes separated by ;"
 )
 ACTORS = Setting(
     "CALLBOARD_ACTORS", "", _text,
-    "modules with your actors, commas between: for `up`, `submit` and `dramatiq callboard.actors`",
+    "modules with your actors, separated by commas: for `up`, `submit` and `dramatiq callboard.actors`",
 )  # fmt: skip
 ACTOR_WAIT = Setting(
     "CALLBOARD_ACTOR_WAIT", "1d", keep_span,
-    "how long items wait for an actor that no worker ever announced, until they fail; or forever",
+    "how long items wait for an actor that no worker has ever announced, until they fail; or forever",
 )  # fmt: skip
 HUNG_AFTER = Setting(
     "CALLBOARD_HUNG_AFTER", "60", _seconds,
-    "seconds that an item runs, without a new step or progress, before it can count as hung",
+    "seconds without a new step or progress after which an item in flight may be shown as hung",
 )  # fmt: skip
 KEEP = Setting(
-    "CALLBOARD_KEEP", "30d", keep_span, "how long a finished job stays unless it has a `keep` of its own; or forever"
-)
+    "CALLBOARD_KEEP", "30d", keep_span,
+    "how long a job is kept after its end, unless it has a `keep` of its own; or forever",
+)  # fmt: skip
 LOG_LINK = Setting(
     "CALLBOARD_LOG_LINK", "", _log_link,
-    "where the log of an item is, for a link on its page: https://logs.example/?q={job}/{item}; "
+    "the URL of an item's log, for a link on its page: https://logs.example/?q={job}/{item}; "
     "also {attempt}, {worker}, {started_at} and {finished_at}",
 )  # fmt: skip
 METRICS_PORT = Setting(
     "CALLBOARD_METRICS_PORT", "", _whole_or_none(65535, "ports"),
-    "the port at which workers serve metrics for Prometheus; unset: none",
+    "the port at which workers serve metrics for Prometheus; unset: no metrics",
 )  # fmt: skip
 OPENTELEMETRY = Setting(
-    "CALLBOARD_OPENTELEMETRY", "off", _opentelemetry, "on: record spans of sends, submissions and attempts"
+    "CALLBOARD_OPENTELEMETRY", "off", _opentelemetry, "on: sends, submissions and attempts make spans"
 )
 PREPARE = Setting(
-    "CALLBOARD_PREPARE", "on", _on_or_off, "off: use no prepared statements, for a pooler that loses them"
+    "CALLBOARD_PREPARE", "on", _on_or_off, "off: no prepared statements, for a pooler that does not support them"
 )
 QUEUE_DEPTH = Setting(
     "CALLBOARD_QUEUE_DEPTH", "", _whole_or_none(2**31 - 1, "messages"),
-    "messages kept ready in each queue of RabbitMQ; other items wait as rows. Unset: as many as the workers need",
+    "number of messages kept ready in each queue of RabbitMQ; the rest waits as rows; "
+    "unset: as many as its workers need",
 )  # fmt: skip
 RABBITMQ_API = Setting(
     "CALLBOARD_RABBITMQ_API", "", _http,
-    "RabbitMQ's management API, for the page of queues. Unset: port 15672 of AMQP_URL's host, 15671 for amqps",
+    "RabbitMQ's management API, for the page of queues; "
+    "unset: port 15672 of the host in AMQP_URL, or 15671 for amqps, with its login",
 )  # fmt: skip
 RELEASE = Setting("CALLBOARD_RELEASE", "", _text, "the release of your code, shown with each worker")
 RESULT_LIMIT = Setting(
-    "CALLBOARD_RESULT_LIMIT", "262144", _whole(2**28, "bytes"), "most bytes of JSON that an actor's result may have"
+    "CALLBOARD_RESULT_LIMIT", "262144", _whole(2**28, "bytes"), "maximum size of an item's result, in bytes of JSON"
 )
 WEBHOOK_PRIVATE = Setting(
-    "CALLBOARD_WEBHOOK_PRIVATE", "off", _on_or_off, "on: allow webhooks to private addresses, this machine's too"
+    "CALLBOARD_WEBHOOK_PRIVATE", "off", _on_or_off, "on: webhooks may go to private addresses, also of this machine"
 )
 WEBHOOK_SECRET = Setting(
     "CALLBOARD_WEBHOOK_SECRET", "", _signing_key,
-    "the secret that signs webhooks, whsec_ and base64; without it none is sent", secret=True,
+    "the key that signs webhooks, whsec_ and base64; no webhook is sent without it", secret=True,
 )  # fmt: skip
 
 SETTINGS: tuple[Setting[object], ...] = (

@@ -2,9 +2,12 @@
 
 import gc
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from importlib.metadata import version
+from inspect import signature
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -38,8 +41,19 @@ callboard retry @latest
 app = typer.Typer(help=HELP, pretty_exceptions_enable=False)
 
 
+def _print_version(asked: bool) -> None:  # noqa: FBT001 — typer's
+    if asked:
+        typer.echo(f"callboard {version('callboard')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _check_settings() -> None:
+def _check_settings(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     try:
         settings.check()
     except settings.NotConfigured as error:
@@ -103,8 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    typer.echo(f"callboard: {' '.join(line.split())}", err=True)
+    typer.echo(f"callboard: {_with_options(' '.join(line.split()))}", err=True)
     return code
+
+
+def _with_options(line: str) -> str:
+    """Return an error with options as a command line writes them, `--key-reuse`; the functions below say key_reuse."""
+    names = {name for command in _commands(app) if command.callback for name in signature(command.callback).parameters}
+    options = "|".join(name for name in names if "_" in name)
+    return re.sub(rf"(?<![\w'\"])({options})(?![\w'\"])", lambda found: f"--{found[0].replace('_', '-')}", line)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -246,6 +247,11 @@ def test_a_job_is_shown_on_one_screen_with_what_to_type_next(call: Call, conn: C
     words = ("errors", "retry", "watch", "pause")
     assert out.splitlines()[-1] == " · ".join(f"callboard {word} {job}" for word in words)
     assert "@latest" in line(call("status", "latest"), 2)
+
+
+def test_the_version_is_printed_whatever_the_settings(call_alone: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLBOARD_KEEP", "odd")
+    assert call_alone("--version") == (0, f"callboard {version('callboard')}\n", "")
 
 
 def test_the_shell_can_complete(call_alone: Call) -> None:

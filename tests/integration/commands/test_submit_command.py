@@ -219,7 +219,7 @@ def test_key_of_another_actors_job_is_refused(env: Env, tmp_path: Path) -> None:
     env = {**env, "CALLBOARD_ACTORS": "others"}
     assert run(tmp_path, "submit", "other", "--key", "k", env=env).returncode == 0
     said = fault(tmp_path, "submit", ACTOR, "--key", "k", env=env, code=2)
-    assert "which was submitted with other options (actor): take another key" in said
+    assert "which was submitted with other options (actor): take another key, or pass --key-reuse" in said
     given = tmp_path / "letters.jsonl"
     given.write_text('"a"\n')
     made = run(tmp_path, "submit", ACTOR, str(given), "--key", "k2", env=env).stdout

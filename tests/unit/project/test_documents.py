@@ -93,7 +93,7 @@ def test_every_command_is_named_and_every_named_one_exists() -> None:
 def test_a_command_and_its_options_exist(line: str) -> None:
     name = named(line)
     if name.startswith("--"):
-        assert name in ("--help", "--install-completion")
+        assert name in ("--help", "--install-completion", "--version")
         return
     assert set(re.findall(r"(?<!\w)--[\w-]+", line)) <= options(name)
 
@@ -124,8 +124,8 @@ def test_the_api_is_listed() -> None:
 
 
 def test_the_table_of_settings_is_that_of_config() -> None:
-    rows = [(name.strip("`"), default.strip("`")) for name, default, _ in documents.table("setting")]
-    assert rows == [(setting.name, setting.default) for setting in settings.SETTINGS]
+    rows = [tuple(re.sub(r"`|\[|\]\([^)]*\)", "", cell) for cell in row) for row in documents.table("setting")]
+    assert rows == [(one.name, one.default, one.meaning.replace("`", "")) for one in settings.SETTINGS]
 
 
 def test_every_option_of_submit_is_explained() -> None:
