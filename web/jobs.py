@@ -1,5 +1,6 @@
 """Endpoints that read a job, its errors, its history and its callbacks."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +46,7 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 try:
                     moments[name] = job_filter.parse_moment(name, text)
                 except ValueError as error:
-                    raise parameters.wrong(name, str(error).removeprefix(f"{name} ")) from None
+                    raise parameters.wrong(name, str(error).removeprefix(f"{name} ") + _advice(text)) from None
         try:
             given = job_filter.JobFilter(
                 states=frozenset(self.state) if self.state else None,
@@ -59,7 +60,12 @@ class JobConditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         try:
             return given.also(job_filter.parse_search(self.q or ""))
         except ValueError as error:
-            raise parameters.wrong("q", f"is invalid: {error}") from None
+            raise parameters.wrong("q", f"is invalid: {error}{_advice(self.q or '')}") from None
+
+
+def _advice(text: str) -> str:
+    """Return what to do if the + of a time zone in a URL was read as a blank; else ''."""
+    return "; a + in a URL is written %2B" if re.search(r"\dT[\d:.]+ \d\d", text) else ""
 
 
 class JobQuery(JobConditions, kw_only=True):

@@ -188,10 +188,17 @@ def path_within(request: Request) -> str:
 def path_number(request: Request, name: str, most: int, noun: str) -> int:
     """Return a number of the path. Raises HTTPException 404 for a text that can't be an id."""
     value = str(request.path_params[name])
-    # The length first, because Python refuses to parse an integer of thousands of digits.
-    if len(value) > len(str(IDS)) or not (value.isascii() and value.isdigit()) or int(value) > most:
+    found = number(value, most)
+    if found is None:
         raise HTTPException(404, f"there is no {noun} {value[:40]!r}")
-    return int(value)
+    return found
+
+
+def number(text: str, most: int) -> int | None:
+    """Return the number from 0 to `most` that the text is; None for another text."""
+    # The length first, because Python refuses to parse an integer of thousands of digits.
+    is_number = len(text) <= len(str(IDS)) and text.isascii() and text.isdigit() and int(text) <= most
+    return int(text) if is_number else None
 
 
 def wrong(name: str, why: str) -> Refused:
@@ -209,7 +216,7 @@ def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[
         place = place.partition("[")[0]  # of a repeated parameter
     unknown = re.search(r"unknown field `(.*)`", text)
     if unknown:
-        names = ", ".join(kind.__struct_fields__) if not place else "other fields"
+        names = ", ".join(_struct_at(kind, place).__struct_fields__)
         text, place = f"is unknown; known are {names}", ".".join(filter(None, (place, unknown[1])))
     elif rule:
         text = f"must be {rule}"
@@ -236,6 +243,16 @@ def _rule(kind: type[msgspec.Struct], place: str) -> str | None:
         if one.get("type") == "boolean":
             return "true or false"
     return None
+
+
+def _struct_at(kind: type[msgspec.Struct], place: str) -> type[msgspec.Struct]:
+    """Return the struct at a place within this one, like `filter` or `stages[0]`; '': itself."""
+    for name in re.findall(r"[A-Za-z_]+", place):
+        inner = list[Any]([_hints(kind)[name]])
+        while not (isinstance(inner[0], type) and issubclass(inner[0], msgspec.Struct)):
+            inner = [*get_args(inner[0]), *inner[1:]]
+        kind = inner[0]
+    return kind
 
 
 def _is(hint: Any, kind: type) -> bool:

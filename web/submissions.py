@@ -235,9 +235,15 @@ def _encoded(
 
 
 def _key(request: Request, key: str | None) -> str | None:
-    header = request.headers.get("idempotency-key")
-    if header is None:
+    headers = request.headers.getlist("idempotency-key")
+    if not headers:
         return key
+    if len(headers) > 1:
+        raise parameters.wrong("Idempotency-Key", "is given twice")
+    try:
+        header = headers[0].encode("latin-1").decode()  # Starlette reads headers as Latin-1
+    except UnicodeDecodeError:
+        raise parameters.wrong("Idempotency-Key", "must be in UTF-8") from None
     given = header.removeprefix('"').removesuffix('"')
     if not given or key not in (None, given):
         raise wrong("key", "must be a text, and the same in the body and in the header Idempotency-Key")

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from callboard.sql.reads import queries
-from callboard.web import jobs
+from callboard.web import jobs, parameters
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.jobs import JobQuery
 from callboard.web.pages import search
@@ -33,8 +33,10 @@ class BoardQuery(JobQuery, kw_only=True):
 
 
 async def board(call: Call[BoardQuery, NoBody]) -> Response:
-    """Show the jobs, the newest first."""
+    """Show the jobs, the newest first. A search for the id of a job goes to its page."""
     query, trouble = call.query, None
+    if not query.part and await _is_job(call, query.q or ""):
+        return RedirectResponse(f"jobs/{query.q}", 303)
     wanted = query.part or PARTS
     found: dict[str, Any] = {name: {"jobs": [], "next": None} for name in ("jobs", "standing")}
     try:
@@ -62,6 +64,12 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
     shown["paces"] = await call.read(queries.paces([job["id"] for job in listed if not job["finished_at"]]))
     status = 400 if trouble else 200
     return render(call.request, "board.html", {**shown, **found}, parts=query.part, status=status)
+
+
+async def _is_job(call: Call[BoardQuery, NoBody], text: str) -> bool:
+    """Return whether the text is the id of a job that the sender may see."""
+    number = parameters.number(text, parameters.IDS)
+    return number is not None and await call.read(queries.job(number, tenant=call.tenant)) is not None
 
 
 async def _jobs(call: Call[BoardQuery, NoBody], **part: Any) -> dict[str, Any]:

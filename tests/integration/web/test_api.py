@@ -174,6 +174,13 @@ def test_a_bad_parameter_is_a_400_that_names_it(app: Starlette, query: str, name
     assert problem(get(app, f"/api/jobs?{query}")[0], 400).startswith(names)
 
 
+@pytest.mark.parametrize("query", ["created_after=", "q=since:"])
+def test_a_time_whose_plus_was_read_as_a_blank_says_how_to_write_it(app: Starlette, query: str) -> None:
+    ends = "; a + in a URL is written %2B"
+    assert problem(get(app, f"/api/jobs?{query}2026-01-01T00:00:00+02:00")[0], 400).endswith(ends)
+    assert not problem(get(app, f"/api/jobs?{query}soon")[0], 400).endswith(ends)
+
+
 def test_jobs_are_found_by_parameters_and_by_the_words_of_a_search(conn: Conn, app: Starlette) -> None:
     one, two = make_job(conn, 1, name="autumn ads", actor="charge"), make_job(conn, 1, name="winter ads")
     stopped = make_job(conn, 1, tenant="acme")
@@ -186,6 +193,15 @@ def test_jobs_are_found_by_parameters_and_by_the_words_of_a_search(conn: Conn, a
     }.items():  # fmt: skip
         (answer,) = get(app, f"/api/jobs?{query}")
         assert [job["id"] for job in answer.json()["jobs"]] == found, (query, answer.text)
+
+
+def test_a_search_for_an_id_goes_to_the_page_of_the_job(conn: Conn, app: Starlette, database_url: str) -> None:
+    job, other = make_job(conn, 1), make_job(conn, 1, tenant="acme")
+    found = get(app, f"/?q={job}", f"/?q={job}&part=jobs", f"/?q=1{job}", "/?q=" + "9" * 30, "/?q=%C2%B2")
+    assert [answer.status_code for answer in found] == [303, 200, 200, 200, 200]
+    assert found[0].headers["location"] == f"jobs/{job}"
+    theirs = create_app(url=database_url, authenticate=lambda _request: Identity("anna", "acme"))
+    assert [answer.status_code for answer in get(theirs, f"/?q={job}", f"/?q={other}")] == [200, 303]
 
 
 def test_each_view_has_its_exact_count(conn: Conn, app: Starlette, database_url: str) -> None:

@@ -132,6 +132,19 @@ def test_the_same_submission_gives_the_same_job(conn: Conn, app: Starlette) -> N
     assert left(conn) == [("pending", 2)]
 
 
+def test_the_header_of_a_key_is_one_text_in_utf_8(conn: Conn, app: Starlette) -> None:
+    async def ask(*keys: bytes) -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = [(b"Idempotency-Key", key) for key in keys]
+            return await client.post("/api/jobs", json={"actor": "work", "items": [1]}, headers=headers)
+
+    assert asyncio.run(ask("Müller".encode())).json()["key"] == "Müller"
+    for keys, said in (([b"a", b"b"], "is given twice"), (["Müller".encode("latin-1")], "must be in UTF-8")):
+        answer = asyncio.run(ask(*keys))
+        assert (answer.status_code, answer.json()["detail"]) == (400, f"Idempotency-Key {said}")
+
+
 def test_a_bad_line_is_named_and_leaves_nothing_behind(conn: Conn, app: Starlette, small_chunks: None) -> None:
     wrong = [b"{\n", {"m": 1}, b"\n", b'"\\ud800"\n', b"[" * 5000 + b"\n", b"1" * 1_048_577 + b"\n", b"\xff\n"]
     for key in (None, "k"):
