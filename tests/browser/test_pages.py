@@ -21,7 +21,7 @@ from starlette.routing import Route
 from callboard.middleware.rabbitmq import queue_admin
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
-from callboard.sql.writes import tokens
+from callboard.sql.writes import actions, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
 from tests.support.databases import stored_columns
@@ -229,6 +229,34 @@ def test_a_search_is_suggested_word_by_word_and_each_word_is_taken_away(page: Pa
     page.get_by_role("link", name='Remove "spring ads"').click()
     expect(page.locator(".chips")).to_have_count(0)
     expect(page.locator(f"#job-{job}")).to_be_visible()
+
+
+def test_the_search_field_has_the_search_of_the_list_after_going_back(page: Page, conn: Conn, address: str) -> None:
+    make_job(conn, 1, name="one")
+    page.goto(f"{address}/?q=one")
+    field = page.locator("#search")
+    field.fill("two")
+    field.press("Enter")
+    expect(page.locator("#jobs li")).to_have_count(0)
+    page.go_back()
+    expect(page.locator("#jobs li")).to_have_count(1)
+    expect(field).to_have_value("one")
+    field.fill("two")  # as Chromium shows a page that it kept in memory
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+    expect(field).to_have_value("one")
+
+
+def test_a_name_in_a_right_to_left_script_does_not_mix_with_the_text_around_it(
+    page: Page, conn: Conn, address: str
+) -> None:
+    job = make_job(conn, 2, name="\u05de\u05d5\u05d3\u05e2\u05d5\u05ea 2026 (ads)")
+    actions.pause(conn, job, Requester("cli", "\u05d0\u05e0\u05d4"))
+    page.goto(f"{address}/jobs/{job}")
+    assert page.locator("#name").evaluate("(node) => getComputedStyle(node).unicodeBidi") == "plaintext"
+    who, when = (
+        page.evaluate(f"document.querySelector('#sentence {one}').getBoundingClientRect().x") for one in ("bdi", "time")
+    )
+    assert who < when, "digits after the name would stand on its left"
 
 
 def test_a_row_draws_how_fast_its_job_is(page: Page, conn: Conn, address: str) -> None:

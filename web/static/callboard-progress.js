@@ -54,7 +54,7 @@ class CallboardProgress extends HTMLElement {
     const shadow = this.attachShadow({ mode: "open" });
     shadow.adoptedStyleSheets = [SHEET];
     const rects = STATES.map((state) => `<rect data-state="${state}" y="0" width="0%" height="100%"/>`).join("");
-    shadow.innerHTML = `<p part="text"><b part="name"></b> <span data-of="percent">–</span> <span part="state"></span></p>
+    shadow.innerHTML = `<p part="text"><b part="name" dir="auto"></b> <span data-of="percent">–</span> <span part="state"></span></p>
       <svg data-bar="" role="progressbar" aria-valuemin="0" aria-valuemax="100">${rects}</svg>`;
   }
 

@@ -8,7 +8,7 @@ export function morph(old, wanted) {
   }
   if (old.hasAttribute("data-read")) return;  // a script fills it
   for (const { name, value } of wanted.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-  for (const { name } of [...old.attributes]) if (!wanted.hasAttribute(name) && !kept(old, name)) old.removeAttribute(name);
+  for (const { name } of [...old.attributes]) if (!wanted.hasAttribute(name) && !isOpened(old, name)) old.removeAttribute(name);
   const ids = new Set([...wanted.children].map((child) => child.id));
   for (const child of [...old.children]) if (child.id && !ids.has(child.id)) child.remove();
   let place = old.firstChild;
@@ -28,6 +28,5 @@ export function morph(old, wanted) {
   }
 }
 
-// Attributes that the reader has set: an opened part, or the row that has the focus of the keyboard.
-const kept = (node, name) => (name === "open" && node.tagName === "DETAILS") || name === "data-chosen";
+const isOpened = (node, name) => name === "open" && node.tagName === "DETAILS";  // the reader has opened it
 const alike = (one, other) => one && !one.id && one.nodeName === other.nodeName;

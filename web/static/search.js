@@ -1,6 +1,10 @@
 // The suggestions complete the last word of the search; they include the words before it.
 
 export function search() {
+  // A browser that goes back to a page shows it as it was left, with the next search in its field.
+  addEventListener("pageshow", ({ persisted }) => {
+    if (persisted) for (const one of document.querySelectorAll("input[type=search]")) one.value = one.defaultValue;
+  });
   const field = document.getElementById("search");
   const list = document.getElementById("words");
   if (!field) return;
