@@ -222,14 +222,19 @@ def serve(number: int) -> list[str]:
                 connection.close()
                 sys.exit()
             arguments, env, folder = json.loads(request)
+            waits, done = os.pipe()
             pid = os.fork()
             if not pid:
+                os.setsid()
+                os.close(done)
                 ready.close()
                 connection.detach()
                 _become(env, folder, streams)
                 return [str(one) for one in arguments]
-            for stream in streams:
+            for stream in (*streams, done):
                 os.close(stream)
+            os.read(waits, 1)  # until it has a group of its own: a SIGKILL to the group would be lost before
+            os.close(waits)
             ready.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
             connection.send(json.dumps([pid, None]).encode())
 
@@ -241,7 +246,6 @@ def _tell_end(connection: socket.socket, pid: int) -> None:
 
 def _become(env: Mapping[str, str], folder: str, streams: Sequence[int]) -> None:
     """Be a process as if it had been started by itself."""
-    os.setsid()
     prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)

@@ -136,7 +136,7 @@ def test_a_migration_lets_others_work_while_it_waits_for_a_long_reader(
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_a_database_in_which_not_every_text_can_be_stored_is_refused(encoding: str, postgres_url: str) -> None:
     name = f"callboard_{encoding.lower()}"
-    how = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    how = f"ENCODING '{encoding}' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     with psycopg.connect(postgres_url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name} {how}")
         try:
