@@ -234,6 +234,7 @@ def test_a_search_is_suggested_word_by_word_and_each_word_is_taken_away(page: Pa
 def test_the_search_field_has_the_search_of_the_list_after_going_back(page: Page, conn: Conn, address: str) -> None:
     make_job(conn, 1, name="one")
     page.goto(f"{address}/?q=one")
+    expect(page.locator("#zone")).to_be_visible()
     field = page.locator("#search")
     field.fill("two")
     field.press("Enter")
@@ -241,6 +242,7 @@ def test_the_search_field_has_the_search_of_the_list_after_going_back(page: Page
     page.go_back()
     expect(page.locator("#jobs li")).to_have_count(1)
     expect(field).to_have_value("one")
+    expect(page.locator("#zone")).to_be_visible()  # the script of the page has run
     field.fill("two")  # as Chromium shows a page that it kept in memory
     page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
     expect(field).to_have_value("one")
