@@ -20,12 +20,14 @@ from tests.bench import (
     tails,
     watchers,
     web,
+    work,
 )
 from tests.bench.rig import Rig, rig
 
 #: The tables by name, each of a rig, a number of items and a number of pairs; some have their own numbers.
 TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "drain": drain.table,
+    "work": lambda rig, _items, pairs: work.table(rig, pairs),
     "cpu": cpu.table,
     "tails": lambda rig, _items, pairs: tails.table(rig, pairs),
     "saves": saves.table,

@@ -27,7 +27,7 @@ LEARNING_ITEMS = 3_000
 SUBMIT = """
 import time, callboard
 from tests.bench import tracked_actors
-job = callboard.submit(tracked_actors.{actor}, range({items}), chunk={chunk})
+job = callboard.submit(tracked_actors.{actor}, {values}, chunk={chunk})
 while job.status()["pending"]:
     tracked_actors.broker.runtime.publish_job(job.id)
     time.sleep(0.05)
@@ -55,10 +55,12 @@ def untracked(rig: Rig, processes: int, items: int) -> float:
     return left / seconds
 
 
-def tracked(rig: Rig, processes: int, items: int, actor: str = "nothing", chunk: int | None = None) -> float:
-    """Items a second, from the start of the first to the commit of the last."""
+def tracked(
+    rig: Rig, processes: int, items: int, actor: str = "nothing", chunk: int | None = None, *, values: str = ""
+) -> float:
+    """Items a second, from the start of the first to the commit of the last. `values`: the items, as Python's text."""
     with rig.announced(actor, 8 * processes):
-        job = int(rig.run(SUBMIT.format(actor=actor, items=items, chunk=chunk)))
+        job = int(rig.run(SUBMIT.format(actor=actor, values=values or f"range({items})", chunk=chunk)))
     worker = rig.worker("tracked_actors", processes)
     worker.process.start()
     wait_until(lambda: rig.job(job)[0] == "completed", 600, pause=0.1)
