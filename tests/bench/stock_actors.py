@@ -8,6 +8,7 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 broker = RabbitmqBroker(url=os.environ["AMQP_URL"], confirm_delivery=bool(os.environ.get("CONFIRM")))
 dramatiq.set_broker(broker)
+done = os.open(os.environ.get("DONE", os.devnull), os.O_WRONLY | os.O_APPEND)
 
 
 @dramatiq.actor(max_retries=0)
@@ -20,6 +21,3 @@ def varied(seconds: float) -> None:
     """Take so long, and add a byte to the file DONE."""
     time.sleep(seconds)
     os.write(done, b".")
-
-
-done = os.open(os.environ.get("DONE", os.devnull), os.O_WRONLY | os.O_APPEND)

@@ -301,49 +301,46 @@ def test_an_actor_of_a_cancelled_job_is_told_that_it_can_send_no_more(tracked: T
     assert str(errors[0]).startswith(f"job {job.id} takes no more items, so act is not sent to it")
 
 
-def test_what_an_item_sends_to_a_broker_with_another_database_goes_there_at_once(
-    tracked: TrackedBroker, postgres_url: str, template: str
-) -> None:
-    """Two apps in one process: no worker of the item's broker has the actor of the other."""
+@pytest.fixture
+def other(postgres_url: str, template: str) -> Iterator[TrackedBroker]:
+    """A second broker of this process, with a database of its own: two apps in one process."""
     with database(postgres_url, template) as name, connect(with_database(postgres_url, name)) as conn:
         broker = StubBroker()
         callboard.install(broker, database_url=with_database(postgres_url, name))
-        other = TrackedBroker(broker, conn)
-
-        @dramatiq.actor(broker=tracked.broker)
-        def ask(number: int) -> None:
-            other.act.send(number)
-
+        made = TrackedBroker(broker, conn)
         try:
-            job = callboard.submit(ask, [7])
-            tracked.work()
-            other.work()
-            assert wait_until(lambda: other.runs == {7: 1}, TIMEOUT)
-            assert job.wait(TIMEOUT)["total"] == 1
+            yield made
         finally:
-            other.close()
+            made.close()
+
+
+def test_what_an_item_sends_to_a_broker_with_another_database_goes_there_at_once(
+    tracked: TrackedBroker, other: TrackedBroker
+) -> None:
+    """No worker of the item's broker has the actor of the other."""
+
+    @dramatiq.actor(broker=tracked.broker)
+    def ask(number: int) -> None:
+        other.act.send(number)
+
+    job = callboard.submit(ask, [7])
+    tracked.work()
+    other.work()
+    assert wait_until(lambda: other.runs == {7: 1}, TIMEOUT)
+    assert job.wait(TIMEOUT)["total"] == 1
 
 
 def test_a_block_takes_no_message_for_a_broker_with_another_database(
-    tracked: TrackedBroker, postgres_url: str, template: str
+    tracked: TrackedBroker, other: TrackedBroker
 ) -> None:
     """The other database may have an open job of the same number, which it would join."""
-    with database(postgres_url, template) as name, connect(with_database(postgres_url, name)) as conn:
-        broker = StubBroker()
-        callboard.install(broker, database_url=with_database(postgres_url, name))
-        other = TrackedBroker(broker, conn)
-        try:
-            with callboard.job("ours") as job:
-                conn.execute("INSERT INTO callboard.jobs (id, name) VALUES (%s, 'theirs')", (job.id,))
-                with pytest.raises(
-                    callboard.BadItem, match=f"act is an actor of .* another database than job {job.id}"
-                ):
-                    other.act.send(1)
-                tracked.act.send(2)
-            assert job.status()["total"] == 1
-            assert conn.execute("SELECT count(*) FROM callboard.items").fetchone() == (0,)
-        finally:
-            other.close()
+    with callboard.job("ours") as job:
+        other.conn.execute("INSERT INTO callboard.jobs (id, name) VALUES (%s, 'theirs')", (job.id,))
+        with pytest.raises(callboard.BadItem, match=f"act is an actor of .* another database than job {job.id}"):
+            other.act.send(1)
+        tracked.act.send(2)
+    assert job.status()["total"] == 1
+    assert other.conn.execute("SELECT count(*) FROM callboard.items").fetchone() == (0,)
 
 
 def test_a_delayed_send_comes_from_the_outbox(tracked: TrackedBroker) -> None:
